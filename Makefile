@@ -1,0 +1,54 @@
+# Every target does its own set-up; the logic is in ops/dev/*.py. Works with GNU make 3.81 and BSD userland.
+# ARGS goes to the target's program: make test ARGS="-k journal".  PYTHON=... names the Python for set-up.
+
+SHELL = /bin/sh
+ARGS =
+# Only `make PYTHON=...` counts; a PYTHON in the caller's environment does not.
+ifneq ($(origin PYTHON),command line)
+override PYTHON =
+endif
+GO = @RAFTREG_SETUP_PYTHON='$(PYTHON)' /bin/sh ops/dev/start.sh
+
+.PHONY: help run test test-all check bench up down deps lock clean
+
+help:
+	@echo 'make run       the story: a registry and two zones, broken and healed before your eyes (needs a minute)'
+	@echo 'make up        start the development cluster (3 registry peers, 2 zones)'
+	@echo 'make down      stop it'
+	@echo 'make test      all tests that fit in six minutes'
+	@echo 'make test-all  those and the slow ones'
+	@echo 'make check     lint, format, types, import rules, locks'
+	@echo 'make bench     benchmarks'
+	@echo 'make deps      install what tests can use beyond Python packages (the only target that asks apt-get)'
+	@echo 'make lock      renew the lock files in ops/locks from pyproject.toml (needs uv and the network)'
+	@echo 'make clean     stop the development cluster, remove environments and caches'
+
+run:
+	$(GO) run $(ARGS)
+
+test:
+	$(GO) test $(ARGS)
+
+test-all:
+	$(GO) test-all $(ARGS)
+
+check:
+	$(GO) check $(ARGS)
+
+bench:
+	$(GO) bench $(ARGS)
+
+up:
+	$(GO) up $(ARGS)
+
+down:
+	$(GO) down $(ARGS)
+
+deps:
+	$(GO) deps $(ARGS)
+
+lock:
+	$(GO) lock $(ARGS)
+
+clean:
+	$(GO) clean $(ARGS)

@@ -126,9 +126,9 @@ def _pip(env: Environment, *arguments: str) -> None:
     _run(
         [str(env.python), "-I", "-m", "pip", "--quiet", *arguments],
         environment.for_pip(os.environ),
-        "pip failed. Without a network, only an environment that is already up to date can be used; behind a proxy set\n"
-        "https_proxy, and PIP_CERT for a certificate authority of your own. What could not be built needs a C compiler\n"
-        "and Python's headers (Debian, Ubuntu: apt-get install gcc python3-dev).",
+        "pip failed. Without a network, only an environment that is already up to date can be used.\n"
+        "Behind a proxy, set https_proxy, and PIP_CERT for a certificate authority of your own.\n"
+        "What can't be built may need a C compiler and headers (Debian, Ubuntu: apt-get install gcc python3-dev).",
     )
 
 

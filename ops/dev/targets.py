@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ops.dev import environment, setup  # noqa: E402
+from ops.dev import environment, setup
 
 # Stopping the cluster waits for each process once; longer means that something hangs.
 DOWN_TIMEOUT_S = 120
@@ -43,7 +43,6 @@ TARGETS = {
     "down": Target("ops.dev.cluster", ("down",), many_files=False),
     "test": Target("ops.dev.test", environments=WITH_CLIENTS),
     "test-all": Target("ops.dev.test", ("--slow-too",), environments=WITH_CLIENTS),
-    "test-slow": Target("ops.dev.test", ("--slow-only",), environments=WITH_CLIENTS),
     "check": Target("ops.dev.check", many_files=False),
     "bench": Target("ops.bench"),
 }

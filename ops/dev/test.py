@@ -1,0 +1,58 @@
+"""`make test` and `make test-all`: pytest with the choice of tests and the bounds that belong to the target.
+
+    python -m ops.dev.test [--slow-too | --slow-only] [PYTEST ARGUMENT...]
+
+Of several choices the last counts; without one, everything but the tests marked slow is run. The exit status is pytest's, except that there being no slow
+tests is no failure.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+# The promise is six minutes (slow tests: thirty) on two idle cores; past twice that, something hangs or has grown.
+SESSION_TIMEOUT_S = 12 * 60
+SLOW_SESSION_TIMEOUT_S = 60 * 60
+SLOWEST_SHOWN_MAX = 10
+COLLECT_TIMEOUT_S = 300
+
+CHOICES: dict[str, tuple[list[str], int]] = {
+    "": (["-m", "not slow"], SESSION_TIMEOUT_S),
+    "--slow-too": ([], SESSION_TIMEOUT_S + SLOW_SESSION_TIMEOUT_S),
+    "--slow-only": (["-m", "slow"], SLOW_SESSION_TIMEOUT_S),
+}
+
+
+def pytest_arguments(choice: str, rest: Sequence[str]) -> list[str]:
+    """The arguments for pytest: the target's own, then the caller's, which win."""
+    selection, session_timeout_s = CHOICES[choice]
+    bounds = [f"--session-timeout={session_timeout_s}", f"--durations={SLOWEST_SHOWN_MAX}", "--durations-min=1"]
+    return [*selection, *bounds, *rest]
+
+
+def has_slow_tests(rest: Sequence[str]) -> bool:
+    """Whether a test that the caller chose is marked slow. Errors of collection count as yes: the run shows them."""
+    collect = [sys.executable, "-m", "pytest", "-m", "slow", *rest, "--collect-only", "-q"]
+    done = subprocess.run(
+        collect, stdin=subprocess.DEVNULL, capture_output=True, timeout=COLLECT_TIMEOUT_S, check=False
+    )
+    return done.returncode != pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the chosen tests and return the exit status."""
+    choice, rest = "", list(arguments)
+    while rest and rest[0] in CHOICES:
+        choice = rest.pop(0)
+    if choice == "--slow-only" and not has_slow_tests(rest):
+        print("No test is marked slow.")
+        return 0
+    return int(pytest.main(pytest_arguments(choice, rest)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

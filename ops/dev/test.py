@@ -2,12 +2,13 @@
 
     python -m ops.dev.test [--slow-too | --slow-only] [PYTEST ARGUMENT...]
 
-Of several choices the last counts; without one, everything but the tests marked slow is run. The exit status is pytest's, except that there being no slow
-tests is no failure.
+Of several choices the last counts; without one, everything but the tests marked slow is run. The
+exit status is pytest's, except that there being no slow tests is no failure.
 """
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ SESSION_TIMEOUT_S = 12 * 60
 SLOW_SESSION_TIMEOUT_S = 60 * 60
 SLOWEST_SHOWN_MAX = 10
 COLLECT_TIMEOUT_S = 300
+# Memory of one process, without what it maps from files. A test that leaks fails by its own name; without this the
+# kernel would kill the run, or somebody else's program.
+MEMORY_MAX_BYTES = 4 << 30
 
 CHOICES: dict[str, tuple[list[str], int]] = {
     "": (["-m", "not slow"], SESSION_TIMEOUT_S),
@@ -32,6 +36,13 @@ def pytest_arguments(choice: str, rest: Sequence[str]) -> list[str]:
     selection, session_timeout_s = CHOICES[choice]
     bounds = [f"--session-timeout={session_timeout_s}", f"--durations={SLOWEST_SHOWN_MAX}", "--durations-min=1"]
     return [*selection, *bounds, *rest]
+
+
+def limit_memory() -> None:
+    """Bound the memory of this process and of those that it starts (Linux; elsewhere the limit has little effect)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MEMORY_MAX_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_MAX_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def has_slow_tests(rest: Sequence[str]) -> bool:
@@ -51,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     if choice == "--slow-only" and not has_slow_tests(rest):
         print("No test is marked slow.")
         return 0
+    limit_memory()
     return int(pytest.main(pytest_arguments(choice, rest)))
 
 

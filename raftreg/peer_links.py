@@ -1,0 +1,366 @@
+"""Links between voters: mutual TLS, length-prefixed msgpack frames, one first-in-first-out connection per direction.
+
+Who is at the other end is the name in its certificate, never its address, so that a link may run through a proxy.
+A voter dials every other one and sends on that connection only; what it receives comes on the connections that it
+accepted. A newly accepted connection of a voter ends the older one before its first frame is served, since a proxy
+may still hold old bytes. A message is sent at most once: what a broken connection held is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from raftreg.certificates import subject_of
+from raftreg.raft import RaftNode
+from raftreg.transport import LENGTH, Message, encode_frame
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL = 1
+_ROLE = "peer"
+
+
+@dataclass(frozen=True)
+class LinkLimits:
+    """Bounds of the links; the values stand in `raftreg.config`."""
+
+    frame_bytes_max: int
+    buffer_max_bytes: int
+    silence_s: float
+    ping_s: float
+    dial_timeout_s: float = 1.0
+    dial_retry_s: float = 0.1
+
+
+class FrameProtocol(asyncio.Protocol):
+    """Cuts a byte stream into decoded frames; a frame that is too long or not msgpack ends the connection."""
+
+    def __init__(self, frame_bytes_max: int, on_frame: Callable[[FrameProtocol, Message], None]) -> None:
+        self._frame_bytes_max = frame_bytes_max
+        self._on_frame = on_frame
+        self._buffer = bytearray()
+        self.transport: asyncio.Transport | None = None
+        self.closed = asyncio.get_running_loop().create_future()
+        self.peer: str | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def certified_name(self) -> str | None:
+        """The name in the certificate of the other end, if it is one of a peer."""
+        assert self.transport is not None
+        subject = subject_of(self.transport.get_extra_info("peercert"))
+        return subject.name if subject is not None and subject.role == _ROLE else None
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        while len(buffer) - start >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(buffer, start)
+            if length > self._frame_bytes_max:
+                return self._break(f"a frame of {length} bytes, the limit is {self._frame_bytes_max}")
+            end = start + LENGTH.size + length
+            if len(buffer) < end:
+                break
+            try:
+                message = msgpack.unpackb(memoryview(buffer)[start + LENGTH.size : end])
+            except ValueError as error:
+                return self._break(f"a frame that is not msgpack: {error}")
+            if not isinstance(message, dict):
+                return self._break("a frame that is not a map")
+            self._on_frame(self, message)
+            start = end
+        if start:
+            del buffer[:start]
+        return None
+
+    def _break(self, why: str) -> None:
+        logger.warning("closing the link from %s: %s", self.peer or "a stranger", why)
+        self.abort()
+
+    def abort(self) -> None:
+        self._buffer = bytearray()
+        if self.transport is not None:
+            self.transport.abort()
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+@dataclass
+class _Peer:
+    """Both directions to one voter. `up` is what was last told to the Raft node."""
+
+    outbound: FrameProtocol | None = None
+    inbound: FrameProtocol | None = None
+    heard_at: float = 0.0
+    sent_at: float = 0.0
+    up: bool = False
+    refusal: str | None = None
+
+
+class PeerLinks:
+    """All links of one voter; the Raft node's network. `poke` is called when a turn is due."""
+
+    def __init__(
+        self,
+        addresses: dict[str, str],
+        *,
+        client_ssl: ssl.SSLContext,
+        server_ssl: ssl.SSLContext,
+        limits: LinkLimits,
+        poke: Callable[[], None],
+    ) -> None:
+        self._addresses = addresses
+        self._client_ssl, self._server_ssl = client_ssl, server_ssl
+        self._limits, self._poke = limits, poke
+        self._peers: dict[str, _Peer] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: asyncio.Server | None = None
+        self._raft: RaftNode | None = None
+
+    @property
+    def raft(self) -> RaftNode:
+        assert self._raft is not None
+        return self._raft
+
+    async def start(self, raft: RaftNode, host: str, port: int) -> int:
+        """Listen and begin to dial; returns the port."""
+        self._raft = raft
+        self._peers = {peer: _Peer() for peer in raft.others}
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: FrameProtocol(self._limits.frame_bytes_max, self._on_inbound), host, port, ssl=self._server_ssl
+        )
+        for peer in raft.others:
+            self._tasks.append(loop.create_task(self._dial_forever(peer), name=f"dial-{peer}"))
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Stop dialling and listening, and break every link."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._server is not None:
+            self._server.close()
+        for peer in self._peers.values():
+            for link in (peer.inbound, peer.outbound):
+                if link is not None:
+                    link.abort()
+            stranger.abort()
+
+    # -- the Raft node's network ----------------------------------------------------------------------------------
+
+    def send(self, peer: str, message: Message) -> None:
+        """Write one frame, or break the link when too much waits in it: the order must not be lost by skipping."""
+        link = self._peers[peer].outbound
+        if link is None or link.transport is None or link.transport.is_closing():
+            return
+        if link.transport.get_write_buffer_size() > self._limits.buffer_max_bytes:
+            logger.warning("link to %s: more than %d bytes wait; breaking it", peer, self._limits.buffer_max_bytes)
+            link.abort()
+            return
+        link.transport.write(encode_frame(message))
+        self._peers[peer].sent_at = time.monotonic()
+
+    def buffered(self, peer: str) -> int:
+        link = self._peers[peer].outbound
+        return 0 if link is None or link.transport is None else link.transport.get_write_buffer_size()
+
+    def refusals(self) -> dict[str, str]:
+        """Why a voter does not accept us, by name; for status."""
+        return {name: peer.refusal for name, peer in self._peers.items() if peer.refusal}
+
+    def check(self) -> None:
+        """Once per tick: ping what is quiet, break what is silent."""
+        now = time.monotonic()
+        for name, peer in self._peers.items():
+            if not peer.up:
+                continue
+            if now - peer.heard_at > self._limits.silence_s:
+                logger.warning("nothing heard from %s for %.1f s: link broken", name, self._limits.silence_s)
+                self._drop(name)
+            elif now - peer.sent_at > self._limits.ping_s:
+                self.send(name, {"type": "ping"})
+
+    def _drop(self, name: str) -> None:
+        peer = self._peers[name]
+        for link in (peer.inbound, peer.outbound):
+            if link is not None:
+                link.abort()
+        peer.inbound = peer.outbound = None
+        self._update(name)
+
+    def _update(self, name: str) -> None:
+        peer = self._peers[name]
+        up = peer.inbound is not None and peer.outbound is not None
+        if up != peer.up:
+            peer.up = up
+            if up:
+                peer.heard_at = time.monotonic()
+                self.raft.link_up(name)
+            else:
+                self.raft.link_down(name)
+            self._poke()
+
+    # -- outbound -------------------------------------------------------------------------------------------------
+
+    async def _dial_forever(self, name: str) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._limits.dial_timeout_s):
+                    link = await self._dial(name)
+            except (OSError, TimeoutError, ssl.SSLError, ConnectionError) as error:
+                logger.debug("dialling %s failed: %r", name, error)
+            else:
+                if link is not None:
+                    await self._serve_outbound(name, link)
+            await asyncio.sleep(self._limits.dial_retry_s)
+
+    async def _serve_outbound(self, name: str, link: FrameProtocol) -> None:
+        peer = self._peers[name]
+        peer.outbound = link
+        self._update(name)
+        try:
+            await link.closed
+        finally:
+            if peer.outbound is link:
+                peer.outbound = None
+                self._update(name)
+            link.abort()
+
+    async def _dial(self, name: str) -> FrameProtocol | None:
+        host, _, port = self._addresses[name].rpartition(":")
+        answered: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def on_frame(_link: FrameProtocol, message: Message) -> None:
+            if not answered.done():
+                answered.set_result(message)
+
+        _, link = await asyncio.get_running_loop().create_connection(
+            lambda: FrameProtocol(self._limits.frame_bytes_max, on_frame),
+            host.strip("[]"),
+            int(port),
+            ssl=self._client_ssl,
+        )
+        link.peer = name
+        try:
+            if link.certified_name() != name:
+                return self._refused(name, link, f"the certificate at {self._addresses[name]} is not that of {name}")
+            assert link.transport is not None
+            link.transport.write(encode_frame(self._hello()))
+            await asyncio.wait({answered, link.closed}, return_when=asyncio.FIRST_COMPLETED)
+            if not answered.done():
+                return self._refused(name, link, "the connection ended before the answer to hello")
+            return self._greeted(name, link, answered.result())
+        except BaseException:
+            link.abort()
+            raise
+
+    def _greeted(self, name: str, link: FrameProtocol, answer: Message) -> FrameProtocol | None:
+        if answer.get("error"):
+            return self._refused(name, link, str(answer["error"]))
+        if answer.get("must_recover"):
+            self.raft.begin_recovery(f"{name} remembers that this peer acknowledged more than its disk holds")
+            self._poke()
+            return self._refused(name, link, "saying hello again as recovering")
+        self._peers[name].refusal = None
+        return link
+
+    def _refused(self, name: str, link: FrameProtocol, why: str) -> None:
+        if self._peers[name].refusal != why:
+            logger.warning("no link to %s: %s", name, why)
+        self._peers[name].refusal = why
+        link.abort()
+
+    def _hello(self) -> Message:
+        identity = self.raft.store.identity
+        return {
+            "type": "hello",
+            "protocol": PROTOCOL,
+            "cluster_id": identity.cluster_id,
+            "epoch": identity.epoch,
+            "membership_generation": identity.membership_generation,
+            "store_id": identity.store_id,
+            "position": self.raft.position(),
+            "recovering": self.raft.recovering,
+        }
+
+    # -- inbound --------------------------------------------------------------------------------------------------
+
+    def _on_inbound(self, link: FrameProtocol, message: Message) -> None:
+        if link.peer is None:
+            self._welcome(link, message)
+            return
+        peer = self._peers[link.peer]
+        if peer.inbound is not link:
+            return
+        peer.heard_at = time.monotonic()
+        if message.get("type") != "ping":
+            self.raft.receive(link.peer, message)
+            self._poke()
+
+    def _welcome(self, link: FrameProtocol, hello: Message) -> None:
+        assert link.transport is not None
+        name = link.certified_name()
+        error = self._objection(name, hello)
+        if error is not None or name is None:
+            logger.warning("hello of %s refused: %s", name or "a stranger", error)
+            link.transport.write(encode_frame({"type": "hello_ack", "error": error}))
+            link.transport.close()
+            return
+        accepted = self.raft.greet(name, hello["store_id"], tuple(hello["position"]), hello["recovering"])
+        link.transport.write(encode_frame({"type": "hello_ack", "must_recover": not accepted}))
+        if not accepted:
+            link.transport.close()
+            return
+        self._fence(name)
+        link.peer = name
+        self._peers[name].inbound = link
+        link.closed.add_done_callback(lambda _: self._inbound_closed(name, link))
+        self._update(name)
+
+    def _fence(self, name: str) -> None:
+        """End the older connection, and with it what it still holds, before the new one is served."""
+        older, self._peers[name].inbound = self._peers[name].inbound, None
+        self._update(name)
+        if older is not None:
+            older.abort()
+
+    def _inbound_closed(self, name: str, link: FrameProtocol) -> None:
+        if self._peers[name].inbound is link:
+            self._peers[name].inbound = None
+            self._update(name)
+
+    def _objection(self, name: str | None, hello: Message) -> str | None:
+        identity = self.raft.store.identity
+        if name is None or hello.get("type") != "hello":
+            return "a link of voters starts with a peer's certificate and a hello"
+        if name not in self._peers:
+            return f"{name} is not a voter of this cluster"
+        if hello.get("protocol") != PROTOCOL:
+            return f"it speaks protocol {hello.get('protocol')}, this release speaks {PROTOCOL}"
+        if hello.get("cluster_id") != identity.cluster_id:
+            return f"it belongs to cluster {hello.get('cluster_id')}, this peer to {identity.cluster_id}"
+        if hello.get("epoch") != identity.epoch:
+            return f"it lives in epoch {hello.get('epoch')}, this peer in {identity.epoch}"
+        if hello.get("membership_generation") != identity.membership_generation:
+            return (
+                f"its voter set is generation {hello.get('membership_generation')}, "
+                f"ours is {identity.membership_generation}"
+            )
+        if not isinstance(hello.get("position"), list) or not isinstance(hello.get("store_id"), str):
+            return "its hello lacks position or store_id"
+        return None

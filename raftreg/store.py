@@ -1,0 +1,378 @@
+"""One LMDB environment per peer: identity, hard state, log and the replicated state, in one durable transaction.
+
+A write transaction is always open and every read of the owner process goes through it. `commit()` makes everything
+written since the last commit durable (LMDB syncs data pages, then the meta page) and opens the next one.
+
+Named databases: `meta` (fixed keys below), `log` (index -> term + entry), `state@G` (the whole replicated state of
+generation G; a table is a key prefix). A snapshot is installed into generation G+1 and becomes visible by one small
+change of `meta`; what a generation left behind is deleted in bounded steps.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import lmdb
+import msgpack
+
+from raftreg.tables import View
+
+FORMAT = 1
+_INDEX = struct.Struct(">Q")
+_NAMED_DATABASES_MAX = 16
+_READERS_MAX = 126
+
+_IDENTITY = b"identity"
+_HARD_STATE = b"hard_state"
+_COMMIT_INDEX = b"commit_index"
+_GENERATION = b"generation"
+_GARBAGE = b"garbage"
+_RECOVERING = b"recovering"
+_POSITIONS = b"positions"
+
+LogEntry = tuple[bytes, int, int]
+
+
+class StoreError(Exception):
+    """The data directory cannot be used as it is; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this store belongs to. Written once by `initialise`, compared at every start."""
+
+    format: int
+    cluster_id: str
+    epoch: int
+    peer: str
+    peers: tuple[str, ...]
+    store_id: str
+    membership_generation: int = 1
+
+
+def initialise(
+    data_dir: Path, *, cluster_id: str, peer: str, peers: Iterable[str], epoch: int = 1, recovering: bool = False
+) -> Identity:
+    """Create an empty store. With `recovering` the peer neither votes nor stands until it has caught up.
+
+    Raises StoreError when the directory already holds a store.
+    """
+    path = store_path(data_dir)
+    if (path / "data.mdb").exists():
+        raise StoreError(
+            f"{path} already holds a registry store; a cluster is initialised once. To replace the disk of a peer, "
+            "move this directory away and run `raftreg rejoin`."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    identity = Identity(FORMAT, cluster_id, epoch, peer, tuple(sorted(peers)), secrets.token_hex(8))
+    if peer not in identity.peers:
+        raise StoreError(f"peer {peer!r} is not one of the cluster's peers {', '.join(identity.peers)}")
+    with lmdb.open(str(path), max_dbs=_NAMED_DATABASES_MAX, map_size=1 << 24) as env:
+        meta = env.open_db(b"meta")
+        with env.begin(write=True) as txn:
+            txn.put(_IDENTITY, msgpack.packb(_identity_to_row(identity)), db=meta)
+            if recovering:
+                txn.put(_RECOVERING, b"1", db=meta)
+    _sync_directory(path)
+    return identity
+
+
+def store_path(data_dir: Path) -> Path:
+    """Where the LMDB environment of a data directory lies."""
+    return Path(data_dir) / "store"
+
+
+def _identity_to_row(identity: Identity) -> dict[str, Any]:
+    return {
+        "format": identity.format,
+        "cluster_id": identity.cluster_id,
+        "epoch": identity.epoch,
+        "peer": identity.peer,
+        "peers": list(identity.peers),
+        "store_id": identity.store_id,
+        "membership_generation": identity.membership_generation,
+    }
+
+
+def _identity_from_row(row: bytes, path: Path) -> Identity:
+    fields = msgpack.unpackb(row)
+    if fields["format"] > FORMAT:
+        raise StoreError(
+            f"{path} was written by a newer release (format {fields['format']}, this release reads up to {FORMAT}); "
+            "start that release, or a newer one, on it."
+        )
+    return Identity(**{**fields, "peers": tuple(fields["peers"])})
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class StateReader:
+    """Log and state of one committed moment. It pins pages of the file until it is closed."""
+
+    def __init__(self, txn: lmdb.Transaction, log: Any, state: Any) -> None:
+        self._txn, self._log, self._state = txn, log, state
+
+    def view(self) -> View:
+        return View(self._txn, self._state)
+
+    def log_entry(self, index: int) -> LogEntry:
+        value = bytes(self._txn.get(_INDEX.pack(index), db=self._log))
+        return value[_INDEX.size :], index, _INDEX.unpack_from(value)[0]
+
+    def rows(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every row of the state in key order."""
+        for key, value in self._txn.cursor(db=self._state):
+            yield bytes(key), bytes(value)
+
+    def close(self) -> None:
+        self._txn.abort()
+
+
+class Store:
+    """The open environment of one peer and its one writer. It knows rows, not Raft."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        map_size_bytes: int,
+        peer: str | None = None,
+        peers: Iterable[str] | None = None,
+        cluster_id: str | None = None,
+    ) -> None:
+        self.path = store_path(data_dir)
+        self.data_dir = Path(data_dir)
+        if not (self.path / "data.mdb").exists():
+            raise StoreError(
+                f"{self.path} holds no registry store. Run `raftreg init` once for a new cluster, "
+                "or `raftreg rejoin` on a peer whose disk was replaced."
+            )
+        self.env = lmdb.open(
+            str(self.path),
+            map_size=map_size_bytes,
+            max_dbs=_NAMED_DATABASES_MAX,
+            max_readers=_READERS_MAX,
+            readahead=False,
+            meminit=False,
+        )
+        self.txn: lmdb.Transaction = self.env.begin(write=True)
+        self._meta = self._open_db(b"meta")
+        self._log = self._open_db(b"log")
+        self.identity = self._check_identity(peer, peers, cluster_id)
+        self.generation = int(self.txn.get(_GENERATION, b"1", db=self._meta))
+        self._state = self._open_db(b"state@%d" % self.generation)
+        self._installing: tuple[int, Any] | None = None
+        self.want_commit = False
+        self._garbage_generations: list[int] = self._get_packed(_GARBAGE, [])
+        self._page_size = int(self.txn.stat(self._meta)["psize"])
+        self._check_generation()
+
+    def _open_db(self, name: bytes) -> Any:
+        # Always with the open transaction: without one, py-lmdb would wait for the writer lock that we hold.
+        return self.env.open_db(name, txn=self.txn, create=True)
+
+    def _check_identity(self, peer: str | None, peers: Iterable[str] | None, cluster_id: str | None) -> Identity:
+        row = self.txn.get(_IDENTITY, db=self._meta)
+        if row is None:
+            raise StoreError(f"{self.path} is an LMDB environment but not a registry store; point data_dir elsewhere.")
+        identity = _identity_from_row(row, self.path)
+        if peer is not None and peer != identity.peer:
+            raise StoreError(
+                f"{self.path} belongs to peer {identity.peer!r}, but the configuration says {peer!r}; "
+                "correct `name` or `data_dir`. Two peers never share or swap a directory."
+            )
+        if cluster_id is not None and cluster_id != identity.cluster_id:
+            raise StoreError(f"{self.path} belongs to cluster {identity.cluster_id}, not to {cluster_id}.")
+        if peers is not None and tuple(sorted(peers)) != identity.peers:
+            raise StoreError(
+                f"{self.path} belongs to a cluster of {', '.join(identity.peers)}, but the configuration lists "
+                f"{', '.join(sorted(peers))}; the set of voters is fixed, only their addresses may change."
+            )
+        return identity
+
+    # -- the transaction ------------------------------------------------------------------------------------------
+
+    def view(self) -> View:
+        """The current generation as the owner sees it: everything applied, synced or not."""
+        return View(self.txn, self._state)
+
+    def commit(self) -> None:
+        """Make everything written so far durable. Any exception means: stop the process, do not go on."""
+        self.txn.commit()
+        self.txn = self.env.begin(write=True)
+        self.want_commit = False
+
+    def close(self) -> None:
+        """Drop what is not committed and close the environment."""
+        self.txn.abort()
+        self.env.close()
+
+    # -- hard state -----------------------------------------------------------------------------------------------
+
+    def _get_packed(self, key: bytes, default: Any) -> Any:
+        row = self.txn.get(key, db=self._meta)
+        return default if row is None else msgpack.unpackb(row)
+
+    def _put_packed(self, key: bytes, value: Any) -> None:
+        self.txn.put(key, msgpack.packb(value), db=self._meta)
+
+    def hard_state(self) -> tuple[int, str | None]:
+        """(current term, name voted for in it)."""
+        term, vote = self._get_packed(_HARD_STATE, (0, None))
+        return int(term), cast("str | None", vote)
+
+    def put_hard_state(self, term: int, vote: str | None) -> None:
+        self._put_packed(_HARD_STATE, (term, vote))
+
+    def commit_index(self) -> int:
+        return int(self._get_packed(_COMMIT_INDEX, 1))
+
+    def put_commit_index(self, index: int) -> None:
+        self._put_packed(_COMMIT_INDEX, index)
+
+    def recovering(self) -> bool:
+        return self.txn.get(_RECOVERING, db=self._meta) is not None
+
+    def put_recovering(self, recovering: bool) -> None:
+        if recovering:
+            self.txn.put(_RECOVERING, b"1", db=self._meta)
+        else:
+            self.txn.delete(_RECOVERING, db=self._meta)
+        self.want_commit = True
+
+    def positions(self) -> dict[str, tuple[int, int, str]]:
+        """The highest position that each other peer is known to hold durably: name -> (term, index, store ID)."""
+        return {name: (term, index, store) for name, (term, index, store) in self._get_packed(_POSITIONS, {}).items()}
+
+    def put_positions(self, positions: dict[str, tuple[int, int, str]]) -> None:
+        self._put_packed(_POSITIONS, positions)
+
+    # -- log ------------------------------------------------------------------------------------------------------
+
+    def load_log(self) -> list[LogEntry]:
+        """All entries in order. Raises StoreError on a hole: such a log must never be served."""
+        entries: list[LogEntry] = []
+        for key, value in self.txn.cursor(db=self._log):
+            index, term = _INDEX.unpack(key)[0], _INDEX.unpack_from(value)[0]
+            if entries and index != entries[-1][1] + 1:
+                raise StoreError(
+                    f"{self.path}: the log jumps from index {entries[-1][1]} to {index}; this disk lost data. "
+                    "Move the directory away and run `raftreg rejoin`."
+                )
+            entries.append((value[_INDEX.size :], index, term))
+        return entries
+
+    def put_log(self, index: int, term: int, command: bytes) -> None:
+        if not self.txn.put(_INDEX.pack(index), _INDEX.pack(term) + command, db=self._log, append=True):
+            raise StoreError(f"{self.path}: log entry {index} does not extend the log on disk")
+
+    def delete_log(self, first: int, last: int) -> None:
+        """Delete the entries first..last, both included; missing ones are fine."""
+        for index in range(first, last + 1):
+            self.txn.delete(_INDEX.pack(index), db=self._log)
+
+    # -- snapshots: generations of the state ----------------------------------------------------------------------
+
+    def begin_install(self) -> None:
+        """Open generation G+1 for a snapshot; a half-installed one is emptied first in bounded steps by reclaim."""
+        self.abandon_install()
+        number = max([self.generation, *self._garbage_generations]) + 1
+        # Listed as garbage until the flip: a crash in between leaves nothing that a restart would not collect.
+        self._put_garbage([*self._garbage_generations, number])
+        self._installing = (number, self._open_db(b"state@%d" % number))
+
+    def install_rows(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Append rows in key order to the generation under installation."""
+        assert self._installing is not None
+        database = self._installing[1]
+        for key, value in rows:
+            if not self.txn.put(key, value, db=database, append=True):
+                raise StoreError("snapshot rows out of order")
+        self.want_commit = True
+
+    def installing_view(self) -> View:
+        assert self._installing is not None
+        return View(self.txn, self._installing[1])
+
+    def abandon_install(self) -> None:
+        """Forget a half-installed generation; `reclaim` deletes it."""
+        self._installing = None
+
+    def flip_generation(self) -> None:
+        """Make the installed generation the current one. Durable with the next commit, together with the log base."""
+        assert self._installing is not None
+        number, database = self._installing
+        self._installing = None
+        garbage = [g for g in self._garbage_generations if g != number] + [self.generation]
+        self._put_garbage(garbage)
+        self.generation, self._state = number, database
+        self.txn.put(_GENERATION, b"%d" % number, db=self._meta)
+        self.want_commit = True
+
+    def _put_garbage(self, generations: list[int]) -> None:
+        self._garbage_generations = generations
+        self._put_packed(_GARBAGE, generations)
+
+    def _check_generation(self) -> None:
+        if self.generation in self._garbage_generations:
+            raise StoreError(f"{self.path}: the current generation {self.generation} is marked for deletion")
+
+    def reclaim(self, rows_max: int) -> int:
+        """Delete up to `rows_max` rows of abandoned generations; returns how many went. 0 means nothing is left."""
+        if not self._garbage_generations:
+            return 0
+        busy = self._installing[0] if self._installing else None
+        waiting = [g for g in self._garbage_generations if g != busy]
+        if not waiting:
+            return 0
+        name = b"state@%d" % waiting[0]
+        database = self._open_db(name)
+        deleted = 0
+        with self.txn.cursor(db=database) as cursor:
+            more = cursor.first()
+            while more and deleted < rows_max:
+                more = cursor.delete()
+                deleted += 1
+        if not more:
+            self.txn.drop(database, delete=True)
+            self._put_garbage([g for g in self._garbage_generations if g != waiting[0]])
+        self.want_commit = True
+        return max(deleted, 1)
+
+    # -- figures --------------------------------------------------------------------------------------------------
+
+    def used_bytes(self) -> int:
+        """Bytes of live pages of log and state; what counts against `db_soft_limit_bytes`."""
+        pages = 0
+        for database in (self._log, self._state):
+            stat = self.txn.stat(database)
+            pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return int(pages) * self._page_size
+
+    def file_bytes(self) -> int:
+        return (self.path / "data.mdb").stat().st_size
+
+    def free_disk_bytes(self) -> int:
+        return shutil.disk_usage(self.path).free
+
+    def check_readers(self) -> int:
+        """Free the slots of dead readers; returns how many."""
+        return int(self.env.reader_check())
+
+    def begin_read(self) -> StateReader:
+        """A read transaction of the last commit, usable in any thread; call right after `commit`, close it soon."""
+        return StateReader(self.env.begin(buffers=True), self._log, self._state)

@@ -1,0 +1,198 @@
+"""What may pass between pysyncobj and the network: the message rules that make its Raft safe.
+
+No socket here: messages leave through an outbox that the loop turn releases after its durable commit, and come in
+through `deliver`. Each rule is one small method, so that a test can switch it off and show what breaks:
+
+- acknowledgements carry the sender's term; one of another term is dropped (`accepts_acknowledgement`);
+- a message that carries a snapshot chunk announces no commit index (`without_unchecked_commit`);
+- "I have a hole" replies jump to a point that surely matches (`matching_reset`);
+- a success acknowledgement never rewinds what was already sent (`restored_next_index`);
+- every chunk is answered, so that a long transfer does not look like silence (`chunk_keepalive`);
+- commands, responses, utility messages and split entries never reach pysyncobj from outside, nor leave it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+
+Message = dict[str, Any]
+LENGTH = struct.Struct(">I")
+
+TERM = "_term"  # on next_node_idx: the sender's current term
+ROUND = "_round"  # on append_entries: the leader's read round; echoed on next_node_idx
+CONFIRMED_AGE = "_age"  # on append_entries: seconds since a quorum last confirmed this leader, or None
+RECOVERING = "_recovering"  # on next_node_idx: the sender has not caught up; it counts for nothing
+
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "append_entries": {"term": int, "commit_index": int},
+    "next_node_idx": {"next_node_idx": int, "reset": bool, "success": bool, TERM: int},
+    "request_vote": {"term": int, "last_log_index": int, "last_log_term": int},
+    "response_vote": {"term": int},
+    "timeout_now": {"term": int},
+}
+_VOTING = frozenset({"request_vote", "response_vote"})
+
+
+def encode_frame(message: Message) -> bytes:
+    """One frame on a link: length (4 bytes, big-endian) and msgpack."""
+    body: bytes = msgpack.packb(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def is_well_formed(message: Message) -> bool:
+    """Whether a decoded frame is one of the five Raft messages, with the fields and types that the core relies on."""
+    fields = _FIELDS.get(message.get("type", ""))
+    if fields is None or "transmission" in message:
+        return False
+    if not all(isinstance(message.get(name), kinds) for name, kinds in fields.items()):
+        return False
+    if message["type"] != "append_entries":
+        return True
+    if "prevLogIdx" in message:
+        return _entries_are_well_formed(message)
+    return "serialized" in message
+
+
+def _entries_are_well_formed(message: Message) -> bool:
+    entries = message.get("entries")
+    if not isinstance(entries, list) or not isinstance(message["prevLogIdx"], int):
+        return False
+    index = message["prevLogIdx"]
+    for entry in entries:
+        index += 1
+        if len(entry) != 3 or not isinstance(entry[0], bytes) or not entry[0] or entry[1] != index:
+            return False
+    return isinstance(message.get("prevLogTerm"), int)
+
+
+class RaftTransport(Transport):  # type: ignore[misc]
+    """pysyncobj's transport: an outbox on one side, checked delivery on the other.
+
+    `core` is attached right after construction (each needs the other).
+    """
+
+    def __init__(self, cancel_transmission: Callable[[Node], None]) -> None:
+        super().__init__(None, None, [])
+        self._cancel_transmission = cancel_transmission
+        self.outbox: list[tuple[str, Message]] = []
+        self.core: Any = None
+        self.recovering = False
+        self.round = 0
+        self.confirmed_age: float | None = None
+        self._echo: int | None = None
+        self._held: dict[str, int] = {}
+
+    # -- out ------------------------------------------------------------------------------------------------------
+
+    def send(self, node: Node, message: Message) -> bool:
+        """Called by pysyncobj. The message leaves when the turn has made durable what it promises."""
+        kind = message["type"]
+        if kind not in _FIELDS or "transmission" in message or (self.recovering and kind in _VOTING):
+            return False
+        if kind == "next_node_idx":
+            message = self._stamped_acknowledgement(message)
+        elif kind == "append_entries":
+            if "prevLogIdx" not in message and message["serialized"] is None:
+                self._hold(node)
+                return False
+            message = self.without_unchecked_commit(message)
+            message[ROUND] = self.round
+            message[CONFIRMED_AGE] = self.confirmed_age
+        self.outbox.append((node.id, message))
+        return True
+
+    def _stamped_acknowledgement(self, message: Message) -> Message:
+        if message["reset"] and not message["success"]:
+            message["next_node_idx"] = self.matching_reset(message["next_node_idx"])
+        message[TERM] = self.core.raftCurrentTerm
+        message[ROUND] = self._echo
+        if self.recovering:
+            message[RECOVERING] = True
+        return message
+
+    def _hold(self, node: Node) -> None:
+        """No chunk can leave now. pysyncobj would spin for a whole heartbeat period asking for it, so let it believe
+        that nothing is due; the next answer of that peer, or its reset after the next heartbeat, resumes."""
+        self._held[node.id] = self.core.next_index(node)
+        self.core.set_next_index(node, self.core.last_index() + 1)
+
+    def matching_reset(self, next_index: int) -> int:
+        """Where a leader shall go on after a mismatch: behind what is committed here, which every leader has too.
+
+        Walking back one entry per heartbeat takes minutes, and with two batches in flight it never ends.
+        """
+        return min(next_index, max(self.core.raftCommitIndex, self.core.raftLastApplied) + 1)
+
+    # -- in -------------------------------------------------------------------------------------------------------
+
+    def deliver(self, node: Node, message: Message) -> None:
+        """Hand a well-formed message to pysyncobj, once, in order. The caller ends the journal's message afterwards."""
+        kind = message["type"]
+        if self.recovering and kind in ("response_vote", "timeout_now"):
+            return
+        if kind == "next_node_idx":
+            self._deliver_acknowledgement(node, message)
+        elif kind == "append_entries":
+            self._deliver_append(node, self.without_unchecked_commit(message))
+        else:
+            self._onMessageReceived(node, message)
+
+    def _deliver_acknowledgement(self, node: Node, message: Message) -> None:
+        if not self.accepts_acknowledgement(message):
+            return
+        if message.get(RECOVERING) and message["success"]:
+            message["success"] = False  # a peer that may have forgotten promises counts for no commit
+        before = self.core.next_index(node)
+        self._onMessageReceived(node, message)
+        held = self._held.pop(node.id, None)
+        if message["reset"]:
+            self.core.send_soon()
+        elif held is not None and not message["success"]:
+            self.core.set_next_index(node, held)
+            self.core.send_soon()
+        elif message["success"]:
+            self.core.set_next_index(node, self.restored_next_index(before, self.core.next_index(node)))
+
+    def accepts_acknowledgement(self, message: Message) -> bool:
+        """An acknowledgement speaks of the log of its term; counted in another one it would commit what nobody has."""
+        return bool(message[TERM] == self.core.raftCurrentTerm)
+
+    def restored_next_index(self, before: int, after: int) -> int:
+        """pysyncobj rewinds to the acknowledged index, which would send everything in flight again."""
+        return max(before, after)
+
+    def without_unchecked_commit(self, message: Message) -> Message:
+        """A snapshot chunk comes without the check of the previous entry, so its commit index proves nothing."""
+        if "prevLogIdx" not in message:
+            message["commit_index"] = 0
+        return message
+
+    def _deliver_append(self, node: Node, message: Message) -> None:
+        self._echo = message.get(ROUND)
+        try:
+            self._onMessageReceived(node, message)
+            if "prevLogIdx" not in message and message["term"] == self.core.raftCurrentTerm:
+                self.chunk_keepalive(node)
+        finally:
+            self._echo = None
+
+    def chunk_keepalive(self, node: Node) -> None:
+        """Tell the leader that we are there; it learns nothing about the log from this."""
+        self.send(node, {"type": "next_node_idx", "next_node_idx": 1, "reset": False, "success": False})
+
+    # -- links ----------------------------------------------------------------------------------------------------
+
+    def link_up(self, node: Node) -> None:
+        self._onNodeConnected(node)
+
+    def link_down(self, node: Node) -> None:
+        """Chunks that were under way are gone; the next transmission to that peer starts anew."""
+        self._held.pop(node.id, None)
+        self._cancel_transmission(node)
+        self._onNodeDisconnected(node)

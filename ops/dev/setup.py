@@ -89,7 +89,7 @@ def _alone() -> Iterator[None]:
 
 
 def _make(env: Environment) -> None:
-    runs = _answers(env.python)
+    runs = _answers(env.python) and not _other_python_demanded(env)
     wanted = _stamp(env, str(env.python) if runs else sys.executable)
     if runs and _read(env.stamp) == wanted:
         return
@@ -204,6 +204,12 @@ def _version_of(python: str) -> str:
 def _answers(python: Path) -> bool:
     """Whether the environment's interpreter is still there, runs, and has pip (its base may have been removed)."""
     return python.exists() and python.with_name("pip").exists() and _version_of(str(python)) != ""
+
+
+def _other_python_demanded(env: Environment) -> bool:
+    """Whether the caller named a Python (make PYTHON=...), which is the one that runs now, and `env` has another."""
+    named = os.environ.get("RAFTREG_SETUP_PYTHON", "") != ""
+    return named and _version_of(str(env.python)) != _version_of(sys.executable)
 
 
 def _made_for(env: Environment) -> str:

@@ -21,7 +21,7 @@ for python in $candidates; do
         [ -n "$incomplete" ] || incomplete=$python
     fi
 done
-unset IFS RAFTREG_SETUP_PYTHON
+unset IFS
 
 # deps can install what is missing, and clean needs no environment.
 case $1 in deps | clean) [ -n "$found" ] || found=$incomplete ;; esac
@@ -31,7 +31,8 @@ case $1 in deps | clean) [ -n "$found" ] || found=$incomplete ;; esac
     if [ -n "$incomplete" ]; then
         echo "$incomplete can't make virtual environments: its venv, ensurepip or ssl module is missing."
         echo 'Install it, then run make again:'
-        echo '  Debian, Ubuntu:  apt-get install python3-venv'
+        version=$("$incomplete" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        echo "  Debian, Ubuntu:  apt-get install python$version-venv"
     elif [ "$(printf %s "$candidates" | wc -l)" -eq 0 ]; then
         echo "'$candidates' does not run, or is none of Python $versions."
         exit 3

@@ -7,6 +7,7 @@ done again; while it matches, nothing is installed and no network is needed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -93,6 +94,7 @@ def _make(env: Environment) -> None:
     wanted = _stamp(env, str(env.python) if runs else sys.executable)
     if runs and _read(env.stamp) == wanted:
         return
+    _must_be_writable(env.path)
     began = time.monotonic()
     name = env.path.relative_to(ROOT)
     say(f"installing {_locked_count(env)} locked packages into {name} (Python {sys.version.split()[0]})")
@@ -108,6 +110,12 @@ def _make(env: Environment) -> None:
     (env.path / "made-for").write_text(str(ROOT), encoding="utf-8")
     env.stamp.write_text(wanted, encoding="utf-8")
     say(f"{name} is ready after {time.monotonic() - began:.0f} s")
+
+
+def _must_be_writable(path: Path) -> None:
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
 
 
 def _create(env: Environment) -> None:

@@ -1,0 +1,27 @@
+"""Bounds of faults, links and records: everything that can grow or wait has one here."""
+
+# A control request is answered on loopback at once; a proxy that takes longer hangs.
+CONTROL_TIMEOUT_S = 10.0
+# What a proxy holds of a connection whose receiver is slow or delayed; more makes the sender wait, as a real link does.
+PROXY_CHUNK_BYTES_MAX = 64 * 1024
+PROXY_CHUNKS_HELD_MAX = 256
+# A proxied cluster of five peers and four gateways has some forty links.
+PROXY_LINKS_MAX = 256
+PROXY_CONNECTIONS_PER_LINK_MAX = 1024
+PROXY_CONNECT_TIMEOUT_S = 10.0
+# Longer delays than this are cuts.
+LATENCY_MS_MAX = 60_000
+# `flap` ends by itself after this many cuts if its caller forgot it.
+FLAP_CUTS_MAX = 10_000
+
+# One event is a JSON line of a few hundred bytes; a run of the story has a few thousand.
+HISTORY_EVENTS_MAX = 5_000_000
+HISTORY_LINE_BYTES_MAX = 1024 * 1024
+# The counts are exact; what is shown of a catastrophe fits on a screen.
+PROBLEMS_SHOWN_MAX = 20
+
+# A recorded LMDB file of a test is tens of megabytes; the rebuilder holds it in memory.
+RECORDED_FILE_BYTES_MAX = 1024 * 1024 * 1024
+# LMDB writes no more than 64 pages at once.
+RECORDED_WRITE_BYTES_MAX = 64 * 1024 * 1024
+COMPILE_TIMEOUT_S = 120.0

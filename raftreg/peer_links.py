@@ -14,11 +14,11 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import msgpack
 
 from raftreg.certificates import subject_of
+from raftreg.config import Limits, Timing, split_address
 from raftreg.raft import RaftNode
 from raftreg.transport import LENGTH, Message, encode_frame
 
@@ -26,18 +26,8 @@ logger = logging.getLogger(__name__)
 
 PROTOCOL = 1
 _ROLE = "peer"
-
-
-@dataclass(frozen=True)
-class LinkLimits:
-    """Bounds of the links; the values stand in `raftreg.config`."""
-
-    frame_bytes_max: int
-    buffer_max_bytes: int
-    silence_s: float
-    ping_s: float
-    dial_timeout_s: float = 1.0
-    dial_retry_s: float = 0.1
+_DIAL_TIMEOUT_S = 1.0
+_DIAL_RETRY_S = 0.1
 
 
 class FrameProtocol(asyncio.Protocol):
@@ -120,12 +110,13 @@ class PeerLinks:
         *,
         client_ssl: ssl.SSLContext,
         server_ssl: ssl.SSLContext,
-        limits: LinkLimits,
+        limits: Limits,
+        timing: Timing,
         poke: Callable[[], None],
     ) -> None:
         self._addresses = addresses
         self._client_ssl, self._server_ssl = client_ssl, server_ssl
-        self._limits, self._poke = limits, poke
+        self._limits, self._timing, self._poke = limits, timing, poke
         self._peers: dict[str, _Peer] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
@@ -159,7 +150,6 @@ class PeerLinks:
             for link in (peer.inbound, peer.outbound):
                 if link is not None:
                     link.abort()
-            stranger.abort()
 
     # -- the Raft node's network ----------------------------------------------------------------------------------
 
@@ -168,8 +158,8 @@ class PeerLinks:
         link = self._peers[peer].outbound
         if link is None or link.transport is None or link.transport.is_closing():
             return
-        if link.transport.get_write_buffer_size() > self._limits.buffer_max_bytes:
-            logger.warning("link to %s: more than %d bytes wait; breaking it", peer, self._limits.buffer_max_bytes)
+        if link.transport.get_write_buffer_size() > self._limits.transport_buffer_max_bytes:
+            logger.warning("link to %s: too many bytes wait (transport_buffer_max_bytes); breaking it", peer)
             link.abort()
             return
         link.transport.write(encode_frame(message))
@@ -189,10 +179,10 @@ class PeerLinks:
         for name, peer in self._peers.items():
             if not peer.up:
                 continue
-            if now - peer.heard_at > self._limits.silence_s:
-                logger.warning("nothing heard from %s for %.1f s: link broken", name, self._limits.silence_s)
+            if now - peer.heard_at > self._timing.link_silence_s:
+                logger.warning("nothing heard from %s for %.1f s: link broken", name, self._timing.link_silence_s)
                 self._drop(name)
-            elif now - peer.sent_at > self._limits.ping_s:
+            elif now - peer.sent_at > self._timing.link_ping_s:
                 self.send(name, {"type": "ping"})
 
     def _drop(self, name: str) -> None:
@@ -220,14 +210,14 @@ class PeerLinks:
     async def _dial_forever(self, name: str) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._limits.dial_timeout_s):
+                async with asyncio.timeout(_DIAL_TIMEOUT_S):
                     link = await self._dial(name)
             except (OSError, TimeoutError, ssl.SSLError, ConnectionError) as error:
                 logger.debug("dialling %s failed: %r", name, error)
             else:
                 if link is not None:
                     await self._serve_outbound(name, link)
-            await asyncio.sleep(self._limits.dial_retry_s)
+            await asyncio.sleep(_DIAL_RETRY_S)
 
     async def _serve_outbound(self, name: str, link: FrameProtocol) -> None:
         peer = self._peers[name]
@@ -242,7 +232,7 @@ class PeerLinks:
             link.abort()
 
     async def _dial(self, name: str) -> FrameProtocol | None:
-        host, _, port = self._addresses[name].rpartition(":")
+        host, port = split_address(self._addresses[name])
         answered: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
         def on_frame(_link: FrameProtocol, message: Message) -> None:
@@ -251,19 +241,21 @@ class PeerLinks:
 
         _, link = await asyncio.get_running_loop().create_connection(
             lambda: FrameProtocol(self._limits.frame_bytes_max, on_frame),
-            host.strip("[]"),
-            int(port),
+            host,
+            port,
             ssl=self._client_ssl,
         )
         link.peer = name
         try:
             if link.certified_name() != name:
-                return self._refused(name, link, f"the certificate at {self._addresses[name]} is not that of {name}")
+                self._refused(name, link, f"the certificate at {self._addresses[name]} is not that of {name}")
+                return None
             assert link.transport is not None
             link.transport.write(encode_frame(self._hello()))
             await asyncio.wait({answered, link.closed}, return_when=asyncio.FIRST_COMPLETED)
             if not answered.done():
-                return self._refused(name, link, "the connection ended before the answer to hello")
+                self._refused(name, link, "the connection ended before the answer to hello")
+                return None
             return self._greeted(name, link, answered.result())
         except BaseException:
             link.abort()
@@ -271,11 +263,13 @@ class PeerLinks:
 
     def _greeted(self, name: str, link: FrameProtocol, answer: Message) -> FrameProtocol | None:
         if answer.get("error"):
-            return self._refused(name, link, str(answer["error"]))
+            self._refused(name, link, str(answer["error"]))
+            return None
         if answer.get("must_recover"):
             self.raft.begin_recovery(f"{name} remembers that this peer acknowledged more than its disk holds")
             self._poke()
-            return self._refused(name, link, "saying hello again as recovering")
+            self._refused(name, link, "saying hello again as recovering")
+            return None
         self._peers[name].refusal = None
         return link
 

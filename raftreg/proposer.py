@@ -1,7 +1,7 @@
 """Turns concurrent commands into few Raft entries and gives every caller its own outcome.
 
 Commands wait in a bounded queue; whenever the leader's turn asks (`pump`), as many as fit become one entry, and at
-most `entries_in_flight_max` entries are under way. pysyncobj never forwards: on a follower `propose` raises NotLeader
+most `inflight_entries_max` entries are under way. pysyncobj never forwards: on a follower `propose` raises NotLeader
 and the API sends the request to the leader itself.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 import msgpack
 
 from raftreg import errors
+from raftreg.config import Limits
 from raftreg.raft import RaftNode
 
 ENTRY_VERSION = 1
@@ -25,16 +26,6 @@ _HEADER_BYTES = 32
 _SHRINKING = frozenset({"delete_image", "compact_changes", "seal_blocks", "set_zone_lease"})
 
 Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ProposerLimits:
-    """Bounds of the proposer; the values stand in `raftreg.config.Limits`."""
-
-    queue_max: int
-    entry_bytes_max: int
-    entry_commands_max: int
-    entries_in_flight_max: int
 
 
 @dataclass(slots=True)
@@ -52,7 +43,7 @@ class Proposer:
     def __init__(
         self,
         raft: RaftNode,
-        limits: ProposerLimits,
+        limits: Limits,
         *,
         poke: Callable[[], None],
         full: Callable[[], str | None] = lambda: None,
@@ -101,7 +92,7 @@ class Proposer:
             if leader is None or leader == self._raft.name:
                 raise errors.NoQuorum("no leader is known: a majority of the peers is not reachable or still electing")
             raise errors.NotLeader(leader)
-        if self._commands_waiting + len(commands) > self._limits.queue_max:
+        if self._commands_waiting + len(commands) > self._limits.propose_queue_max:
             raise errors.Overloaded(f"{self._commands_waiting} commands wait already; try again later")
         refusal = self._full()
         if refusal is not None and any(command.get("op") not in _SHRINKING for command in commands):
@@ -118,7 +109,7 @@ class Proposer:
 
     def pump(self) -> None:
         """Form entries from what waits; called by the Raft node in a leader's turn."""
-        while self._waiting and len(self._in_flight) < self._limits.entries_in_flight_max:
+        while self._waiting and len(self._in_flight) < self._limits.inflight_entries_max:
             self._append(self._gather())
 
     def _gather(self) -> list[_Submission]:
@@ -153,7 +144,8 @@ class Proposer:
         packer.pack(ENTRY_VERSION)
         packer.pack(self._now_us())
         packer.pack_array_header(sum(len(submission.commands) for submission in batch))
-        return packer.bytes() + b"".join(command for submission in batch for command in submission.commands)
+        header: bytes = packer.bytes()
+        return header + b"".join(command for submission in batch for command in submission.commands)
 
     def _applied(self, number: int, results: list[Result]) -> None:
         batch = self._in_flight.pop(number, None)

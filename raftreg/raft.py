@@ -25,8 +25,9 @@ import pysyncobj.syncobj as engine
 from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf
 from pysyncobj.node import Node
 
+from raftreg.config import Limits, Timing
 from raftreg.journal import Journal
-from raftreg.snapshots import Fatal, SnapshotLimits, Snapshots
+from raftreg.snapshots import Fatal, Snapshots
 from raftreg.store import Store
 from raftreg.tables import View
 from raftreg.transport import CONFIRMED_AGE, RECOVERING, ROUND, TERM, Message, RaftTransport, is_well_formed
@@ -50,10 +51,9 @@ _PRIVATE_FIELDS = (
     "raftLeader",
 )
 _REGULAR = b"\0"
-_APPEND_BATCH_BYTES = 16 << 20
+_APPEND_BATCH_BYTES = 8 << 20
 _ENTRY_BYTES_MAX = _APPEND_BATCH_BYTES // 4  # from a quarter on, pysyncobj would split the entry, which it does wrong
 _ROUNDS_IN_FLIGHT_MAX = 2
-_RECLAIM_ROWS_PER_TURN = 500
 _POSITIONS_PERIOD_S = 1.0
 _LEADER_HEARD_FRACTION = 0.9
 _IDLE_COMMIT_S = 1.0
@@ -71,16 +71,6 @@ class Network(Protocol):
     def send(self, peer: str, message: Message) -> None: ...
 
     def buffered(self, peer: str) -> int: ...
-
-
-@dataclass(frozen=True)
-class RaftTiming:
-    """Seconds. min > 3 x heartbeat, and leader_fallback > heartbeat."""
-
-    min_timeout_s: float = 0.3
-    max_timeout_s: float = 0.6
-    heartbeat_s: float = 0.05
-    leader_fallback_s: float = 0.6
 
 
 @dataclass
@@ -151,9 +141,7 @@ class _NoPoller:
         return
 
 
-def _build_core(
-    node: RaftNode, me: Node, others: list[Node], timing: RaftTiming, journal: Any, snapshots: Any
-) -> _Core:
+def _build_core(node: RaftNode, me: Node, others: list[Node], timing: Timing, journal: Any, snapshots: Any) -> _Core:
     """Construct pysyncobj with our journal and snapshots in place of its own (module globals, restored at once)."""
     conf = SyncObjConf(
         autoTick=False,
@@ -168,11 +156,11 @@ def _build_core(
         logCompactionMinTime=1 << 62,
         logCompactionSplit=False,
         pollerType="poll",
-        raftMinTimeout=timing.min_timeout_s,
-        raftMaxTimeout=timing.max_timeout_s,
+        raftMinTimeout=timing.raft_min_timeout_s,
+        raftMaxTimeout=timing.raft_max_timeout_s,
         appendEntriesPeriod=timing.heartbeat_s,
         leaderFallbackTimeout=timing.leader_fallback_s,
-        connectionTimeout=max(1.0, timing.max_timeout_s),
+        connectionTimeout=max(1.0, timing.raft_max_timeout_s),
         onStateChanged=node.on_state_changed,
     )
     replaced = {
@@ -216,8 +204,8 @@ class RaftNode:
         apply: Apply,
         applied_index: Callable[[View], int],
         network: Network,
-        snapshot_limits: SnapshotLimits,
-        timing: RaftTiming = RaftTiming(),  # noqa: B008 - frozen
+        limits: Limits,
+        timing: Timing,
         fatal: Fatal,
         threaded_snapshots: bool = True,
     ) -> None:
@@ -227,12 +215,13 @@ class RaftNode:
         self.others = tuple(peer for peer in store.identity.peers if peer != self.name)
         self._apply, self._network, self._timing, self._end_process = apply, network, timing, fatal
         self._failed: str | None = None
+        self._reclaim_rows_max = limits.reclaim_rows_max
         self._nodes = {peer: Node(peer) for peer in store.identity.peers}
         self.journal = Journal(store)
         self.snapshots = Snapshots(
             store,
             self.journal,
-            snapshot_limits,
+            limits,
             applied_index=applied_index,
             buffered=network.buffered,
             fatal=self._fatal,
@@ -261,9 +250,12 @@ class RaftNode:
         self._leader_heard = float("-inf")
         self._pre_votes: set[str] = set()
         self._pre_vote_term = 0
+        self._may_campaign = False
         self._positions = store.positions()
         self._positions_sent_at = float("-inf")
         self._positions_changed = False
+        self._full_peers: dict[str, str] = {}
+        self._told_full = False
         self._recovery_goal: tuple[int, int, str] | None = None
         self.core = _build_core(
             self,
@@ -420,7 +412,7 @@ class RaftNode:
         if self.snapshots.compaction_due() and self.journal.first_index < self.applied - 1:
             self.core.forceLogCompaction()
         elif not self.snapshots.receiving:
-            self.store.reclaim(_RECLAIM_ROWS_PER_TURN)
+            self.store.reclaim(self._reclaim_rows_max)
 
     # -- entries --------------------------------------------------------------------------------------------------
 
@@ -507,8 +499,9 @@ class RaftNode:
     # -- elections ------------------------------------------------------------------------------------------------
 
     def _seek_votes(self) -> None:
-        """Before a real election, ask whether it could be won, so that a cut-off peer deposes nobody when it is back."""
-        if self.is_leader or self.core.private("transferInProgress"):
+        """Before a real election, ask whether it could be won: a peer that was cut off then deposes nobody."""
+        may_campaign, self._may_campaign = self._may_campaign, False
+        if self.is_leader or may_campaign or self.core.private("transferInProgress"):
             return
         now = _now()
         if self.core.private("raftElectionDeadline") >= now:
@@ -524,7 +517,7 @@ class RaftNode:
             self._say(peer, "pre_vote", term=self._pre_vote_term, last_log_index=last_index, last_log_term=last_term)
 
     def _election_timeout(self) -> float:
-        return random.uniform(self._timing.min_timeout_s, self._timing.max_timeout_s)  # noqa: S311 - no secret
+        return random.uniform(self._timing.raft_min_timeout_s, self._timing.raft_max_timeout_s)
 
     def _on_pre_vote(self, peer: str, message: Message) -> None:
         if message["term"] <= self.term:
@@ -532,7 +525,7 @@ class RaftNode:
             return
         if self.recovering or self.is_leader:
             return
-        if _now() - self._leader_heard < _LEADER_HEARD_FRACTION * self._timing.min_timeout_s:
+        if _now() - self._leader_heard < _LEADER_HEARD_FRACTION * self._timing.raft_min_timeout_s:
             return
         if (message["last_log_term"], message["last_log_index"]) >= self.position():
             self._say(peer, "pre_vote_granted", term=message["term"])
@@ -543,6 +536,7 @@ class RaftNode:
         self._pre_votes.add(peer)
         if self._is_majority(len(self._pre_votes)) and self._pre_vote_term == self.term + 1:
             self._pre_votes.clear()
+            self._may_campaign = True
             self.core.set_private("raftElectionDeadline", 0)
 
     def _on_term(self, _peer: str, message: Message) -> None:
@@ -707,6 +701,29 @@ class RaftNode:
                 self._positions[peer] = (term, index, store_id)
                 self._positions_changed = True
 
+    # -- storage --------------------------------------------------------------------------------------------------
+
+    def tell_storage(self, refusal: str | None) -> None:
+        """Let the leader know whether this voter has room; a leader takes nothing that a voter could not store."""
+        leader = self.leader
+        if leader is not None and leader != self.name and (refusal is not None or self._told_full):
+            self._told_full = refusal is not None
+            if leader in self._up:
+                self._network.send(leader, {"type": "storage", "refusal": refusal})
+
+    def storage_refusal(self) -> str | None:
+        """What a connected voter said about its full disk, or None."""
+        for peer, refusal in self._full_peers.items():
+            if peer in self._up:
+                return refusal
+        return None
+
+    def _on_storage(self, peer: str, message: Message) -> None:
+        if message["refusal"] is None:
+            self._full_peers.pop(peer, None)
+        else:
+            self._full_peers[peer] = str(message["refusal"])
+
     # -- recovery -------------------------------------------------------------------------------------------------
 
     def _finish_recovery(self) -> None:
@@ -759,6 +776,7 @@ _OWN_MESSAGES: dict[str, Callable[[RaftNode, str, Message], None]] = {
     "positions": RaftNode._on_positions,
     "caught_up": RaftNode._on_caught_up,
     "term": RaftNode._on_term,
+    "storage": RaftNode._on_storage,
 }
 
 

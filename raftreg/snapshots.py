@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Protocol
 import msgpack
 from pysyncobj.config import SERIALIZER_STATE
 
+from raftreg.config import Limits
 from raftreg.journal import Journal
 from raftreg.store import LogEntry, StateReader, Store
 from raftreg.tables import View
@@ -38,17 +39,6 @@ _SERVING_KEEP_FACTOR = 4  # how far a peer that receives a snapshot may hold bac
 _CHUNKS_PER_TURN = 8  # per peer; a turn with more would keep commits and heartbeats waiting
 Chunk = tuple[bytes, int, int, bytes]
 Transmission = tuple[Chunk, bool, bool]
-
-
-@dataclass(frozen=True)
-class SnapshotLimits:
-    """Bounds of snapshots; the values stand in `raftreg.config.Limits`."""
-
-    chunk_bytes: int
-    reader_max_s: float
-    log_keep_entries: int
-    log_keep_bytes: int
-    send_buffer_max_bytes: int
 
 
 class Fatal(Protocol):
@@ -130,7 +120,7 @@ class Snapshots:
         self,
         store: Store,
         journal: Journal,
-        limits: SnapshotLimits,
+        limits: Limits,
         *,
         applied_index: Callable[[View], int],
         buffered: Callable[[str], int],
@@ -198,7 +188,7 @@ class Snapshots:
             if spool is None:
                 return None
             sender = self._senders[node.id] = _Sender(spool.path.open("rb"), spool, _CHUNKS_PER_TURN)
-        if sender.chunks_left == 0 or self._buffered(node.id) > self._limits.send_buffer_max_bytes:
+        if sender.chunks_left == 0 or self._buffered(node.id) > self._limits.snapshot_send_buffer_max_bytes:
             return None
         sender.chunks_left -= 1
         chunk = _read_chunk(sender.file)
@@ -256,7 +246,9 @@ class Snapshots:
 
     def _copy(self, spool: _Spool, reader: StateReader, index: int) -> None:
         try:
-            copy_to_spool(reader, index, spool.path, self._limits.chunk_bytes, self._limits.reader_max_s)
+            copy_to_spool(
+                reader, index, spool.path, self._limits.snapshot_chunk_bytes, self._limits.snapshot_reader_max_s
+            )
             spool.index = index
         except Exception:
             # Only this copy is lost: the peer that waits for it asks again with the next heartbeat.

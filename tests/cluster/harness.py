@@ -16,20 +16,18 @@ from typing import Any
 import msgpack
 import pysyncobj.syncobj as engine
 
-from raftreg.raft import RaftNode, RaftTiming
-from raftreg.snapshots import SnapshotLimits
+from raftreg.config import Limits, Timing
+from raftreg.raft import RaftNode
 from raftreg.store import Store, initialise
 from raftreg.tables import View
 from raftreg.transport import LENGTH, Message, encode_frame
 
 HEARTBEAT_S = 0.1
-TIMING = RaftTiming(min_timeout_s=1.0, max_timeout_s=2.0, heartbeat_s=HEARTBEAT_S, leader_fallback_s=30.0)
+TIMING = Timing(raft_min_timeout_s=1.0, raft_max_timeout_s=2.0, heartbeat_s=HEARTBEAT_S, leader_fallback_s=30.0)
 A_HEARTBEAT_LATER = HEARTBEAT_S * 1.1
 LONG_AFTER = 5.0
-SMALL_SNAPSHOTS = SnapshotLimits(
-    chunk_bytes=64, reader_max_s=10, log_keep_entries=1, log_keep_bytes=1 << 20, send_buffer_max_bytes=1 << 20
-)
-WHOLE_SNAPSHOTS = replace(SMALL_SNAPSHOTS, chunk_bytes=1 << 16)
+SMALL_SNAPSHOTS = Limits(snapshot_chunk_bytes=64, log_keep_entries=1, log_keep_bytes=1 << 20)
+WHOLE_SNAPSHOTS = replace(SMALL_SNAPSHOTS, snapshot_chunk_bytes=1 << 16)
 
 _APPLIED = b"applied"
 _VALUE = b"value:"
@@ -75,11 +73,9 @@ class _Port:
 class Cluster:
     """Voters named by single letters; all links are up after construction and nothing has been delivered."""
 
-    def __init__(
-        self, directory: Path, names: str, *, seed: int = 0, snapshots: SnapshotLimits = SMALL_SNAPSHOTS
-    ) -> None:
+    def __init__(self, directory: Path, names: str, *, seed: int = 0, limits: Limits = SMALL_SNAPSHOTS) -> None:
         random.seed(seed)
-        self.directory, self.names, self.snapshots = directory, names, snapshots
+        self.directory, self.names, self.limits = directory, names, limits
         self.clock = Clock()
         self._engine_clock = engine.monotonicTime
         engine.monotonicTime = self.clock
@@ -110,7 +106,7 @@ class Cluster:
             apply=apply_value,
             applied_index=applied_index,
             network=_Port(self, name),
-            snapshot_limits=self.snapshots,
+            limits=self.limits,
             timing=TIMING,
             fatal=fatal,
             threaded_snapshots=False,
@@ -177,9 +173,7 @@ class Cluster:
         """Deliver the oldest frames of a link (all of them by default) and run one turn of the target."""
         queue = self.queues[(source, target)]
         count = len(queue) if frames is None else min(frames, len(queue))
-        messages = []
-        for _ in range(count):
-            messages.append(msgpack.unpackb(queue.popleft()[LENGTH.size :]))
+        messages = [msgpack.unpackb(queue.popleft()[LENGTH.size :]) for _ in range(count)]
         if target in self.nodes:
             for message in messages:
                 self.nodes[target].receive(source, msgpack.unpackb(msgpack.packb(message)))

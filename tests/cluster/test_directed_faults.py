@@ -256,7 +256,7 @@ def test_a_second_copy_of_a_snapshot_forgets_no_entry_behind_it(
     if not rule:
         monkeypatch.setattr(Journal, "end_message", forget_the_hidden_tail)
         monkeypatch.setattr(Snapshots, "_is_newer", lambda *_: True)
-    cluster = make_cluster("ABC", snapshots=WHOLE_SNAPSHOTS)
+    cluster = make_cluster("ABC", limits=WHOLE_SNAPSHOTS)
     cluster.elect("A")
     cluster.settle()
     cluster.isolate("C")
@@ -306,6 +306,32 @@ def test_the_engine_is_the_one_that_was_audited(make_cluster: MakeCluster, monke
     monkeypatch.setattr("raftreg.raft._ENGINE_SHA256", "0" * 64)
     with pytest.raises(RuntimeError, match=r"pysyncobj==0\.3\.17"):
         make_cluster("A")
+
+
+def test_voters_elect_a_leader_by_themselves_and_another_one_when_it_dies(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("ABC")
+    leaders = []
+    for _ in range(2):
+        cluster.pump(rounds=60, step=A_HEARTBEAT_LATER)
+        (leader,) = [name for name, node in cluster.nodes.items() if node.is_leader]
+        leaders.append(leader)
+        cluster.crash(leader)
+    assert leaders[0] != leaders[1]
+
+
+def test_a_voter_that_was_cut_off_deposes_nobody_when_it_is_back(make_cluster: MakeCluster) -> None:
+    """Pre-vote: while cut off in silence it stands in no election, so its term does not rise."""
+    cluster = make_cluster("ABC")
+    cluster.elect("A")
+    cluster.settle()
+    term = cluster.nodes["A"].term
+    for peer in "AB":
+        cluster.cut |= {("C", peer), (peer, "C")}
+    cluster.pump(rounds=60, step=A_HEARTBEAT_LATER)
+    cluster.cut.clear()
+    cluster.pump(rounds=20, step=A_HEARTBEAT_LATER)
+    assert cluster.nodes["A"].is_leader
+    assert {node.term for node in cluster.nodes.values()} == {term}
 
 
 def test_one_leader_per_term_and_nothing_applied_twice_after_many_elections(make_cluster: MakeCluster) -> None:

@@ -1,0 +1,192 @@
+"""One voter put together: store, Raft node, links, turns, proposer and reads, without the HTTP API.
+
+`main` adds the API around it; benchmarks and tests use it as it is, several in one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from raftreg import certificates
+from raftreg.config import PeerConfig, split_address
+from raftreg.peer_links import PeerLinks
+from raftreg.proposer import Proposer
+from raftreg.raft import Apply, RaftNode
+from raftreg.reads import Reads
+from raftreg.snapshots import Fatal
+from raftreg.store import Store
+from raftreg.tables import View
+from raftreg.turns import Turns
+
+logger = logging.getLogger(__name__)
+
+EXIT_FATAL = 70  # EX_SOFTWARE: a supervisor restarts the process, and it resumes from its disk
+_SLOW_COMMITS_MAX = 5
+_SLOW_COMMIT_FRACTION = 0.5  # of the shortest election timeout
+_HOUSEKEEPING_PERIOD_S = 1.0
+
+
+def end_process(reason: str) -> None:
+    """The only safe answer to a failed write, fsync or apply: nothing more is said or stored."""
+    logger.critical("stopping at once: %s", reason)
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    os._exit(EXIT_FATAL)
+
+
+class Peer:
+    """A running voter. `apply` and `applied_index` are the state machine; call `start` within a running loop."""
+
+    def __init__(
+        self,
+        config: PeerConfig,
+        *,
+        apply: Apply,
+        applied_index: Callable[[View], int],
+        fatal: Fatal = end_process,
+        on_commit: Callable[[float], None] = lambda _seconds: None,
+        after_turn: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
+        self.config = config
+        self.store = Store(
+            config.data_dir,
+            map_size_bytes=config.limits.map_size_bytes,
+            peer=config.name,
+            peers=config.cluster_peers,
+        )
+        self.links = PeerLinks(
+            config.raft_peers,
+            client_ssl=certificates.client_context(config.tls),
+            server_ssl=certificates.server_context(config.tls),
+            limits=config.limits,
+            timing=config.timing,
+            poke=self.poke,
+        )
+        self.raft = RaftNode(
+            self.store,
+            apply=apply,
+            applied_index=applied_index,
+            network=self.links,
+            limits=config.limits,
+            timing=config.timing,
+            fatal=fatal,
+        )
+        self.raft.on_commit = self._committed
+        self.proposer = Proposer(self.raft, config.limits, poke=self.poke, full=self.full)
+        self.reads = Reads(
+            self.raft,
+            poke=self.poke,
+            waiting_max=config.limits.reads_waiting_max,
+            deadline_s=config.limits.read_deadline_s,
+        )
+        self._fatal, self._on_commit, self._after_turn = fatal, on_commit, after_turn
+        self._turns: Turns | None = None
+        self._slow_commits = 0
+        self._housekeeping_at = 0.0
+        self._full: str | None = None
+        self.raft_port = 0
+
+    def poke(self) -> None:
+        if self._turns is not None:
+            self._turns.poke()
+
+    async def start(self) -> None:
+        """Listen, dial and run turns."""
+        host, port = split_address(self.config.raft_listen)
+        self.raft_port = await self.links.start(self.raft, host, port)
+        self._turns = Turns(
+            self.raft,
+            tick_s=self.config.timing.tick_s,
+            turn_max_s=self.config.timing.turn_max_s,
+            fatal=self._fatal,
+            each_tick=self._tick,
+            after_turn=self._turned,
+        )
+        self._turns.start()
+
+    async def stop(self) -> None:
+        """Break the links, stop the turns, drop what is not committed. Nothing acknowledged is lost by it."""
+        if self._turns is not None:
+            self._turns.stop()
+        await self.links.close()
+        self.raft.close()
+
+    # -- every turn and tick --------------------------------------------------------------------------------------
+
+    def _turned(self, seconds: float) -> None:
+        self.reads.after_turn()
+        self._after_turn(seconds)
+        if self._slow_commits >= _SLOW_COMMITS_MAX and self.raft.is_leader:
+            self._slow_commits = 0
+            if self.raft.transfer_leadership():
+                logger.warning("this disk commits slowly: leadership is handed over")
+
+    def _committed(self, seconds: float) -> None:
+        slow = seconds > _SLOW_COMMIT_FRACTION * self.config.timing.raft_min_timeout_s
+        self._slow_commits = self._slow_commits + 1 if slow else 0
+        self._on_commit(seconds)
+
+    def _tick(self) -> None:
+        self.links.check()
+        now = time.monotonic()
+        if now - self._housekeeping_at >= _HOUSEKEEPING_PERIOD_S:
+            self._housekeeping_at = now
+            self.store.check_readers()
+            self._full = self._growth_refusal()
+            self.raft.tell_storage(self._full)
+        self.proposer.expire()
+
+    # -- storage --------------------------------------------------------------------------------------------------
+
+    def full(self) -> str | None:
+        """Why this leader refuses growth, its own storage and that of the voters considered; None while it does not."""
+        if self._full is not None:
+            self._full = self._growth_refusal()  # a delete may have made room since the last look
+        return self._full or self.raft.storage_refusal()
+
+    def _growth_refusal(self) -> str | None:
+        limits = self.config.limits
+        used = self.store.used_bytes()
+        if used > limits.db_soft_limit_bytes:
+            return (
+                f"the database of {self.config.name} holds {used} bytes, above its limit of "
+                f"{limits.db_soft_limit_bytes}; delete images, or raise limits.db_soft_limit_bytes"
+            )
+        free = self.store.free_disk_bytes()
+        if free < limits.disk_reserve_bytes:
+            return f"the disk of {self.config.name} has {free} bytes left; {limits.disk_reserve_bytes} are kept free"
+        return None
+
+    # -- status ---------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Plain values for `/registry/v1/status`, `raftreg status` and metrics."""
+        raft = self.raft
+        return {
+            "name": self.config.name,
+            "role": raft.role,
+            "term": raft.term,
+            "leader": raft.leader,
+            "commit": raft.commit_index,
+            "applied": raft.applied,
+            "last_index": raft.journal.last_index,
+            "log_first": raft.journal.first_index,
+            "staleness_s": raft.staleness_s(),
+            "recovering": raft.recovering,
+            "peers": {
+                peer: {"connected": raft.is_connected(peer), "match": raft.match_index(peer)} for peer in raft.others
+            },
+            "errors": [*self.links.refusals().values(), *([self._full] if self._full else [])],
+            "proposals_pending": self.proposer.pending,
+            "db": {
+                "used_bytes": self.store.used_bytes(),
+                "file_bytes": self.store.file_bytes(),
+                "map_bytes": self.config.limits.map_size_bytes,
+                "log_entries": len(raft.journal),
+                "log_bytes": raft.journal.bytes,
+            },
+        }

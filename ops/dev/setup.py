@@ -161,7 +161,7 @@ def _run(command: Sequence[str], env: dict[str, str], advice: str) -> None:
 
 def _remove_strays(env: Environment) -> None:
     """Uninstall what no lock names: left by an older lock or put there by hand, it would hide a missing dependency."""
-    allowed = {normal_name(name) for lock in env.locks for name in locked(lock)} | {"raftreg"}
+    allowed = {normal_name(name) for lock in env.locks for name in locked(lock)} | {"pip", "raftreg"}
     listed = subprocess.run(
         [str(env.python), "-I", "-m", "pip", "list", "--format=freeze"],
         env=environment.for_pip(os.environ),

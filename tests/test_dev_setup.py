@@ -149,12 +149,12 @@ def test_an_environment_whose_interpreter_is_gone_is_made_anew(made: Checkout) -
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_checkout_of_another_user_is_named_with_what_to_do(made: Checkout) -> None:
-    made.root.chmod(0o500)
+    (made.env / "made-from").unlink()
+    made.env.chmod(0o500)
     try:
-        (made.env / "made-from").unlink()
         status, said = made.prepare()
     finally:
-        made.root.chmod(0o700)
+        made.env.chmod(0o700)
     assert (status, "as the user who owns" in said) == (1, True)
 
 
@@ -171,12 +171,12 @@ class TestStart:
         self._fake(
             tmp_path,
             "python3.12",
-            f'case "$*" in *ops/dev/targets.py*) echo chosen;; *) exec {sys.executable} "$@";; esac',
+            f'case "$*" in *ops/dev/targets.py*) echo chosen;; *) exec "{sys.executable}" "$@";; esac',
         )
         assert self._start(tmp_path) == (0, "chosen\n")
 
     def test_a_python_without_venv_is_told_the_package_of_its_version(self, tmp_path: Path) -> None:
-        self._fake(tmp_path, "python3", f'case "$*" in *ensurepip*) exit 1;; *) exec {sys.executable} "$@";; esac')
+        self._fake(tmp_path, "python3", f'case "$*" in *ensurepip*) exit 1;; *) exec "{sys.executable}" "$@";; esac')
         status, said = self._start(tmp_path)
         assert status == 3
         assert f"apt-get install python{sys.version_info.major}.{sys.version_info.minor}-venv" in said

@@ -1,0 +1,121 @@
+"""Random schedules of faults on the product's own consensus classes; a failing seed is in
+the name of the test, which repeats it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raftreg.config import Limits
+from tests.cluster.harness import Cluster
+
+SEEDS = 12
+STEPS = 2500
+LIMITS = Limits(snapshot_chunk_bytes=64, log_keep_entries=4, log_keep_bytes=1 << 20)
+CLOCK_STEPS_S = (0.02, 0.11, 0.11, 0.5, 1.2)
+
+
+class Schedule:
+    """One seed: faults drawn at random, safety checked after every step, convergence at the end."""
+
+    def __init__(self, directory: Path, names: str, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.cluster = Cluster(directory, names, seed=seed, limits=LIMITS)
+        self.leaders: dict[int, str] = {}
+        self.acknowledged: list[str] = []
+        self.proposed = 0
+        self.faults: set[str] = set()
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step()
+            self.check()
+        self.converge()
+
+    def step(self) -> None:
+        cluster, draw, up = self.cluster, self.random.random(), sorted(self.cluster.nodes)
+        pair = self.random.sample(cluster.names, 2)
+        if draw < 0.30 and up:
+            cluster.turn(self.random.choice(up))
+        elif draw < 0.72:
+            self.deliver()
+        elif draw < 0.80:
+            cluster.clock.now += self.random.choice(CLOCK_STEPS_S)
+        elif draw < 0.92:
+            self.propose()
+        elif draw < 0.945:
+            if self.random.random() < 0.5:
+                cluster.disconnect(*pair)
+                self.faults.add("disconnect")
+            elif set(pair) <= set(up):
+                cluster.connect(*pair)
+        elif draw < 0.972:
+            cluster.connect_all()
+        elif draw < 0.982 and up:
+            cluster.crash(self.random.choice(up))
+            self.faults.add("crash")
+        elif len(up) < len(cluster.names):
+            name = self.random.choice([n for n in cluster.names if n not in up])
+            cluster.start(name)
+            cluster.heal(name)
+
+    def deliver(self) -> None:
+        waiting = sorted(link for link, queue in self.cluster.queues.items() if queue)
+        if waiting:
+            self.cluster.deliver(*self.random.choice(waiting), self.random.choice((1, 1, 2, None)))
+
+    def propose(self) -> None:
+        leaders = [name for name, node in sorted(self.cluster.nodes.items()) if node.is_leader]
+        if leaders:
+            leader = self.random.choice(leaders)
+            for _ in range(self.random.choice((1, 1, 5))):
+                self.proposed += 1
+                self.cluster.propose(leader, f"v{self.proposed}", self.acknowledged)
+
+    def check(self) -> None:
+        assert not self.cluster.dead, self.cluster.dead
+        for name, node in self.cluster.nodes.items():
+            if node.is_leader:
+                assert self.leaders.setdefault(node.term, name) == name, f"two leaders in term {node.term}"
+
+    def converge(self) -> None:
+        cluster = self.cluster
+        for name in cluster.names:
+            if name not in cluster.nodes:
+                cluster.start(name)
+        cluster.connect_all()
+        for _ in range(600):
+            cluster.pump(rounds=1, step=0.05)
+            self.check()
+            applied = {node.applied for node in cluster.nodes.values()}
+            ends = {node.journal.last_index for node in cluster.nodes.values()}
+            if len(applied | ends) == 1 and any(node.is_leader for node in cluster.nodes.values()):
+                break
+        else:
+            raise AssertionError("the cluster did not converge")
+        values = [cluster.values(name) for name in cluster.names]
+        assert all(other == values[0] for other in values), "the voters' states differ"
+        assert len(set(values[0])) == len(values[0]), "a value was applied twice"
+        assert set(self.acknowledged) <= set(values[0]), "an acknowledged value is lost"
+
+
+@pytest.fixture
+def schedule(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Schedule]:
+    names, seed = request.param
+    made = Schedule(tmp_path, names, seed)
+    yield made
+    made.cluster.close()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [("ABC", seed) for seed in range(SEEDS)] + [("ABCDE", seed) for seed in range(SEEDS // 2)],
+    indirect=True,
+    ids=lambda param: f"{len(param[0])}-peers-seed-{param[1]}",
+)
+def test_no_schedule_of_faults_loses_or_doubles_a_write(schedule: Schedule) -> None:
+    schedule.run(STEPS)
+    assert schedule.acknowledged, "a schedule without acknowledged writes proves nothing"

@@ -1,0 +1,319 @@
+"""The replicated state as rows of one LMDB keyspace: prefixes, keys, codecs, the head row, listing indexes, digest.
+
+A table is a key prefix. Everything about one generation of the state lies in one named database, so that a snapshot,
+a backup and a generation flip copy or exchange the whole keyspace without knowing what is in it.
+
+| prefix | key behind it | value |
+|---|---|---|
+| `!` | - | head: applied index, digest, time, counters |
+| `I` | number | image (the public map) |
+| `T` | number | tombstone of a deleted image: number and UUID are never used again |
+| `U` | uuid (16) | number, of images and tombstones |
+| `L` | index, scope, sort value, number | nothing: a listing index |
+| `C` | revision | change record |
+| `B` | first number | ID block |
+| `Z` | zone | zone, with its gateways |
+| `G` | gateway | gateway: its zone, session in force, fencing token |
+| `S` | session (16) | session head |
+| `R` | session (16), sequence | [running hash, result]: the window of a session |
+| `K` | hash of scope and key (16) | idempotency row: [time, hash of the arguments, result] |
+| `E` | time, hash of scope and key | nothing: idempotency rows by age |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import lmdb
+import msgpack
+
+Row = dict[str, Any]
+
+FORMAT = 1
+NUMBER_MAX = 2**53 - 1
+"""Image numbers, revisions and versions stay exact in JSON readers that know only doubles."""
+
+# LMDB's keys are at most 511 bytes; what is longer is cut (sort values) or hashed (scopes).
+NAME_SORT_BYTES_MAX = 128
+SCOPE_BYTES_MAX = 64
+
+HEAD = b"!"
+IMAGES, TOMBSTONES, UUIDS, LISTING, CHANGES = b"I", b"T", b"U", b"L", b"C"
+BLOCKS, ZONES, GATEWAYS, SESSIONS, RESULTS = b"B", b"Z", b"G", b"S", b"R"
+KEYS, KEYS_BY_AGE = b"K", b"E"
+
+DIGESTED = frozenset(b"ITCBZGSRK")
+"""First bytes of canonical rows. `U`, `L` and `E` are derived from these; of the head, `digest` takes the counters."""
+
+DIGEST_MODULUS = 1 << 128
+
+
+class View:
+    """One generation of the state inside one LMDB transaction; cheap to make, never kept across an await."""
+
+    __slots__ = ("db", "txn")
+
+    def __init__(self, txn: lmdb.Transaction, db: lmdb._Database) -> None:
+        self.txn = txn
+        self.db = db
+
+    def get(self, key: bytes) -> bytes | None:
+        value: Any = self.txn.get(key, None, self.db)
+        return value  # type: ignore[no-any-return]
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Needs a write transaction."""
+        self.txn.put(key, value, True, True, False, self.db)
+
+    def delete(self, key: bytes) -> bool:
+        """Whether the row was there. Needs a write transaction."""
+        deleted: bool = self.txn.delete(key, b"", self.db)
+        return deleted
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """Rows with start <= key < end, in key order or backwards. Don't write while a scan is open."""
+        cursor: Any
+        with self.txn.cursor(self.db) as cursor:
+            if reverse:
+                found = cursor.prev() if cursor.set_range(end) else cursor.last()
+            else:
+                found = cursor.set_range(start)
+            step = cursor.prev if reverse else cursor.next
+            while found:
+                row: tuple[bytes, bytes] = cursor.item()
+                if not start <= row[0] < end:
+                    return
+                yield row
+                found = step()
+
+
+def u64(number: int) -> bytes:
+    """Big-endian, so that keys sort as the numbers do."""
+    return number.to_bytes(8, "big")
+
+
+def pack(value: Any) -> bytes:
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    return msgpack.unpackb(data)
+
+
+def hash16(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()
+
+
+def uuid_bytes(uuid: str) -> bytes:
+    """The 16 bytes of a canonical UUID."""
+    return bytes.fromhex(uuid.replace("-", ""))
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The first key behind all keys that start with `prefix` (which must not end in 0xff)."""
+    return prefix[:-1] + bytes((prefix[-1] + 1,))
+
+
+# -- keys ---------------------------------------------------------------------------------------------------------
+
+
+def image_key(number: int) -> bytes:
+    return IMAGES + number.to_bytes(8, "big")
+
+
+def tombstone_key(number: int) -> bytes:
+    return TOMBSTONES + number.to_bytes(8, "big")
+
+
+def uuid_key(uuid: str) -> bytes:
+    return UUIDS + bytes.fromhex(uuid.replace("-", ""))
+
+
+def change_key(revision: int) -> bytes:
+    return CHANGES + revision.to_bytes(8, "big")
+
+
+def block_key(first: int) -> bytes:
+    return BLOCKS + first.to_bytes(8, "big")
+
+
+def zone_key(zone: str) -> bytes:
+    return ZONES + zone.encode()
+
+
+def gateway_key(gateway: str) -> bytes:
+    return GATEWAYS + gateway.encode()
+
+
+def session_key(session: str) -> bytes:
+    return SESSIONS + uuid_bytes(session)
+
+
+def result_key(session: str, sequence: int) -> bytes:
+    return RESULTS + uuid_bytes(session) + sequence.to_bytes(8, "big")
+
+
+# -- head ---------------------------------------------------------------------------------------------------------
+
+COUNTERS = (
+    "time_us", "next_id", "revision", "floor", "images", "tombstones", "changes", "keys", "zones", "gateways",
+    "sessions", "blocks",
+)  # fmt: skip
+
+
+class Head:
+    """The hot numbers of the state in one row: read once and written once per entry.
+
+    `rows_digest` sums the hashes of all canonical rows; `floor` is the lowest revision still in the feed; `next_id`
+    the next number to be issued; `keys` counts idempotency rows.
+    """
+
+    __slots__ = ("applied", "rows_digest", *COUNTERS)
+
+    applied: int
+    rows_digest: int
+    time_us: int
+    next_id: int
+    revision: int
+    floor: int
+    images: int
+    tombstones: int
+    changes: int
+    keys: int
+    zones: int
+    gateways: int
+    sessions: int
+    blocks: int
+
+    def __init__(self, applied: int, rows_digest: int, counters: list[int]) -> None:
+        self.applied = applied
+        self.rows_digest = rows_digest
+        self.restore(counters)
+
+    def counters(self) -> list[int]:
+        """What is digested of the head: everything but the applied index, which depends on the cut of entries."""
+        return [
+            self.time_us, self.next_id, self.revision, self.floor, self.images, self.tombstones, self.changes,
+            self.keys, self.zones, self.gateways, self.sessions, self.blocks,
+        ]  # fmt: skip
+
+    def restore(self, counters: list[int]) -> None:
+        (
+            self.time_us, self.next_id, self.revision, self.floor, self.images, self.tombstones, self.changes,
+            self.keys, self.zones, self.gateways, self.sessions, self.blocks,
+        ) = counters  # fmt: skip
+
+
+_EMPTY = [0, 1, 0, 1, *(0 for _ in COUNTERS[4:])]
+
+
+def read_head(view: View) -> Head:
+    """The head; of an empty state: nothing applied, the first number is 1, the feed starts at revision 1."""
+    row = view.get(HEAD)
+    if row is None:
+        return Head(0, 0, _EMPTY)
+    version, applied, rows_digest, counters = unpack(row)
+    if version != FORMAT:
+        raise ValueError(f"the state has format {version}, this release reads format {FORMAT}; upgrade this peer first")
+    return Head(applied, int.from_bytes(rows_digest, "little"), counters)
+
+
+def write_head(view: View, head: Head) -> None:
+    view.put(HEAD, pack([FORMAT, head.applied, head.rows_digest.to_bytes(16, "little"), head.counters()]))
+
+
+# -- digest -------------------------------------------------------------------------------------------------------
+
+DIGEST_VERSION = 1
+_DIGEST_PREFIXES = tuple(bytes((DIGEST_VERSION, length)) for length in range(256))
+
+
+def row_hash(key: bytes, value: bytes) -> int:
+    """A canonical row's contribution to the digest, which is their sum modulo 2**128."""
+    hashed = blake2b(_DIGEST_PREFIXES[len(key)] + key + value, digest_size=16)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def head_hash(head: Head) -> int:
+    """The head's contribution to the digest."""
+    return row_hash(HEAD, pack(head.counters()))
+
+
+# -- listing indexes ----------------------------------------------------------------------------------------------
+
+
+def name_sort_value(name: str | None) -> bytes:
+    """Sorts by code point up to NAME_SORT_BYTES_MAX bytes; longer names with that beginning sort by number."""
+    return (name or "").encode()[:NAME_SORT_BYTES_MAX] + b"\x00"
+
+
+def scope_value(value: str) -> bytes:
+    """The equality part of an index key. 0xff starts no UTF-8 text, so hashed and plain values can't be mixed up."""
+    encoded = value.encode()
+    return encoded + b"\x00" if len(encoded) <= SCOPE_BYTES_MAX else b"\xff" + hash16(encoded)
+
+
+SORTS: dict[str, Callable[[Row], bytes]] = {
+    "created_at": lambda image: image["created_at"].to_bytes(8, "big"),
+    "name": lambda image: name_sort_value(image["name"]),
+}
+"""Sort orders of listings. A new one is a line here and its rows in INDEXES (and a migration of existing states)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """One listing index: images for which `scope` (an attribute) has one value, ordered by `sort`, then number."""
+
+    code: int
+    scope: str | None
+    sort: str
+
+    @property
+    def prefix(self) -> bytes:
+        return LISTING + bytes((self.code,))
+
+
+# Codes are stored: never give one to another index. Images without a value for the scope are not in the index.
+INDEXES = (
+    Index(1, None, "created_at"),
+    Index(2, None, "name"),
+    Index(3, "owner", "created_at"),
+    Index(4, "owner", "name"),
+    Index(5, "visibility", "created_at"),
+    Index(6, "visibility", "name"),
+    Index(7, "status", "created_at"),
+    Index(8, "status", "name"),
+    Index(9, "home_zone", "created_at"),
+    Index(10, "home_zone", "name"),
+    # Images of one name need no order by name; the tie-break serves.
+    Index(11, "name", "created_at"),
+)
+
+_SCOPES = tuple(dict.fromkeys(index.scope for index in INDEXES))
+_PLAN = tuple(
+    (scope, tuple((index.prefix, tuple(SORTS).index(index.sort)) for index in INDEXES if index.scope == scope))
+    for scope in _SCOPES
+)
+_SORT_VALUES = tuple(SORTS.values())
+
+
+def index_keys(image: Row) -> list[bytes]:
+    """All listing rows of an image."""
+    number = image["number"].to_bytes(8, "big")
+    ends = [value(image) + number for value in _SORT_VALUES]
+    keys = []
+    for scope, members in _PLAN:
+        if scope is None:
+            keys += [prefix + ends[sort] for prefix, sort in members]
+        elif (value := image[scope]) is not None:
+            between = scope_value(value)
+            keys += [prefix + between + ends[sort] for prefix, sort in members]
+    return keys
+
+
+def number_of_index_key(key: bytes) -> int:
+    return int.from_bytes(key[-8:], "big")

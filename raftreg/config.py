@@ -318,7 +318,7 @@ def _validate_numbers(limits: Limits, timing: Timing) -> None:
         (limits.batch_operations_max <= limits.entry_commands_max, "limits.batch_operations_max must fit an entry"),
         (limits.session_operations_max <= limits.entry_commands_max, "limits.session_operations_max must fit an entry"),
         (limits.page_rows_default <= limits.page_rows_max, "limits.page_rows_default must not exceed page_rows_max"),
-        (limits.db_soft_limit_bytes * 2 <= limits.map_size_bytes, "limits.map_size_bytes is below 2 x db_soft_limit_bytes"),
+        (limits.db_soft_limit_bytes * 2 <= limits.map_size_bytes, "limits.map_size_bytes: below twice the soft limit"),
         (limits.propose_deadline_s <= limits.propose_deadline_max_s, "limits.propose_deadline_s exceeds its maximum"),
         (limits.feed_heartbeat_s <= limits.feed_heartbeat_max_s, "limits.feed_heartbeat_s exceeds its maximum"),
     )  # fmt: skip

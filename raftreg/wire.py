@@ -121,3 +121,17 @@ def as_bytes(value: Any, name: str) -> bytes:
         except ValueError:
             pass
     raise errors.BadRequest(f"{name} must be bytes (in JSON: hexadecimal text)")
+
+
+def encode_page(name: str, rows: list[bytes], rest: dict[str, Any], *, as_msgpack: bool) -> bytes:
+    """The map {name: [rows...], **rest} from rows that are encoded already (each was, to count its bytes)."""
+    if not as_msgpack:
+        tail = to_json(rest)[1:]
+        return b'{"%s":[%s]%s%s' % (name.encode(), b",".join(rows), b"," if rest else b"", tail)
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_map_header(1 + len(rest))
+    packer.pack(name)
+    packer.pack_array_header(len(rows))
+    tail = b"".join(pack(key) + pack(value) for key, value in rest.items())
+    head: bytes = packer.bytes()
+    return head + b"".join(rows) + tail

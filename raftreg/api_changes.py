@@ -1,0 +1,103 @@
+"""The changefeed and its bootstrap over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from aiohttp import web
+
+from raftreg import errors, queries, wire
+from raftreg.api_context import Context, number_parameter, wants_msgpack
+
+logger = logging.getLogger(__name__)
+
+
+class Changes:
+    """Handlers of /registry/v1/changes and /registry/v1/bootstrap."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get(f"{wire.PREFIX}/changes", self.follow, allow_head=False),
+            web.get(f"{wire.PREFIX}/bootstrap", self.bootstrap, allow_head=False),
+        ]
+
+    async def follow(self, request: web.Request) -> web.StreamResponse:
+        """An endless stream of messages: msgpack maps one after the other, or one JSON object per line."""
+        context, limits = self._context, self._context.limits
+        context.caller(request)
+        after = request.query.get("after")
+        if after is None:
+            raise errors.BadRequest("after=EPOCH.REVISION is missing; GET bootstrap names a cursor to start from")
+        cursor = wire.parse_cursor(after)
+        heartbeat_s = number_parameter(request.query, "heartbeat_s", float)
+        heartbeat_s = min(heartbeat_s or limits.feed_heartbeat_s, limits.feed_heartbeat_max_s)
+        context.feed.check(cursor)
+        context.feed.admit()
+        as_msgpack = wants_msgpack(request)
+        response = web.StreamResponse(headers=context.headers())
+        response.content_type = wire.MSGPACK if as_msgpack else wire.NDJSON
+        await response.prepare(request)
+        write = _Writer(request, response, limits.feed_buffer_max_bytes, limits.feed_stall_max_s)
+        try:
+            await context.feed.follow(cursor, write, as_msgpack=as_msgpack, heartbeat_s=heartbeat_s)
+        except TimeoutError:
+            context.metrics.feed_cut_off.inc()
+            logger.warning("a feed consumer took nothing for %.1f s; cut off", limits.feed_stall_max_s)
+        except ConnectionError:
+            pass  # It went away, which is how a feed ends.
+        return response
+
+    async def bootstrap(self, request: web.Request) -> web.Response:
+        """{"images", "next", "start"}: read all chunks, then follow from the `start` of the first one.
+
+        Nothing is pinned between chunks: what changes meanwhile comes again by the feed, to be merged by version.
+        """
+        context, limits = self._context, self._context.limits
+        context.caller(request)
+        query = request.query
+        limit = number_parameter(query, "limit")
+        rows_max = max(1, min(limits.page_rows_max if limit is None else limit, limits.page_rows_max))
+        after = number_parameter(query, "after") or 0
+        view = await context.view(request)
+        as_msgpack = wants_msgpack(request)
+        start = f"{context.epoch}.{queries.revision(view)}"
+        rows: list[bytes] = []
+        size = 0
+        images = queries.state_chunk(view, after, rows_max)
+        for image in images:
+            rows.append(wire.encode(image, as_msgpack=as_msgpack))
+            size, after = size + len(rows[-1]), image["number"]
+            if size >= limits.page_bytes_max:
+                break
+        # A full chunk may have been the last one; the next is empty then.
+        more = len(rows) < len(images) or len(images) == rows_max
+        rest = {"next": after if more else None, "start": start}
+        return context.encoded(wire.encode_page("images", rows, rest, as_msgpack=as_msgpack), as_msgpack)
+
+
+class _Writer:
+    """Writes to one consumer; waits while more than `buffer_max_bytes` wait in its socket, at most `stall_max_s`."""
+
+    def __init__(
+        self, request: web.Request, response: web.StreamResponse, buffer_max_bytes: int, stall_max_s: float
+    ) -> None:
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the consumer is gone")
+        transport.set_write_buffer_limits(high=buffer_max_bytes)
+        self._transport, self._response, self._stall_max_s = transport, response, stall_max_s
+
+    async def __call__(self, data: bytes) -> None:
+        """Raises TimeoutError after breaking the connection, ConnectionError when it is gone."""
+        if self._transport.is_closing():
+            raise ConnectionResetError("the consumer is gone")
+        try:
+            async with asyncio.timeout(self._stall_max_s):
+                await self._response.write(data)
+        except TimeoutError:
+            self._transport.abort()
+            raise

@@ -1,0 +1,93 @@
+"""Sends a write on to the leader, once: the request arrives there with a hop mark and is never forwarded again."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import aiohttp
+from aiohttp import web
+
+from raftreg import errors, wire
+from raftreg.api_context import Context, format_subject
+
+_PASSED_ON = (
+    "Content-Type",
+    "Accept",
+    "If-Match",
+    wire.HEADER_KEY,
+    wire.HEADER_USER,
+    wire.HEADER_PROJECT,
+    wire.HEADER_REQUEST_ID,
+    wire.HEADER_ZONE,
+    wire.HEADER_GATEWAY,
+)
+_HANDED_BACK = (
+    "Content-Type",
+    "Location",
+    "Retry-After",
+    wire.HEADER_CLUSTER,
+    wire.HEADER_PEER,
+    wire.HEADER_EPOCH,
+    wire.HEADER_REVISION,
+    wire.HEADER_APPLIED,
+    wire.HEADER_LEADER,
+    wire.HEADER_STALENESS,
+)
+
+
+class Forwarder:
+    """One HTTP client to the other peers, by name. Use on the running loop; `close` it."""
+
+    def __init__(self, context: Context, tls: ssl.SSLContext | None) -> None:
+        self._context, self._tls = context, tls
+        self._session: aiohttp.ClientSession | None = None
+
+    async def forward(self, request: web.Request, not_leader: errors.NotLeader) -> web.Response:
+        """The leader's answer. Raises NotLeader when it surely did not get the request, else OutcomeUnknown."""
+        url = self._context.config.api_peers.get(not_leader.leader or "")
+        if url is None or not_leader.leader == self._context.peer_name or wire.HEADER_HOP in request.headers:
+            raise not_leader
+        deadline_s = self._context.deadline_s(request)
+        body = await request.read()
+        try:
+            async with asyncio.timeout(deadline_s + self._context.limits.forward_grace_s):
+                return await self._send(request, url, body, deadline_s)
+        except aiohttp.ClientConnectorError as error:
+            raise errors.NotLeader(
+                not_leader.leader, f"the leader {not_leader.leader} cannot be reached from here: {error.strerror}"
+            ) from None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise errors.OutcomeUnknown(
+                f"the connection to the leader {not_leader.leader} broke before its answer ({type(error).__name__}); "
+                "ask again with the same idempotency key"
+            ) from None
+
+    async def _send(self, request: web.Request, url: str, body: bytes, deadline_s: float) -> web.Response:
+        headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        headers[wire.HEADER_HOP] = "1"
+        headers[wire.HEADER_DEADLINE_MS] = str(max(1, int(deadline_s * 1000)))
+        if self._context.config.api_tls:
+            headers[wire.HEADER_FORWARDED_SUBJECT] = format_subject(self._context.caller(request).subject)
+        target = url.rstrip("/") + request.raw_path
+        async with self._client().request(request.method, target, data=body, headers=headers) as answer:
+            back = {name: answer.headers[name] for name in _HANDED_BACK if name in answer.headers}
+            return web.Response(body=await answer.read(), status=answer.status, headers=back)
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                limit=self._context.limits.forward_connections_max, ssl=self._tls or False, keepalive_timeout=60
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                timeout=aiohttp.ClientTimeout(sock_connect=1.0),
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Break what is under way; it ends as OutcomeUnknown."""
+        if self._session is not None:
+            await self._session.close()

@@ -1,0 +1,235 @@
+"""Images over HTTP: create, show, list, update, delete, and batches of those."""
+
+from __future__ import annotations
+
+import re
+import uuid as uuids
+from typing import Any
+
+from aiohttp import web
+
+from raftreg import errors, queries, wire
+from raftreg.api_context import (
+    Caller,
+    Context,
+    Document,
+    flag_parameter,
+    number_parameter,
+    take,
+    wants_msgpack,
+)
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,16}", re.ASCII)
+_NUMBER_MAX = 2**53 - 1
+
+_CREATE = {
+    "uuid": str,
+    "attributes": dict,
+    "properties": dict,
+    "tags": list,
+    "home_zone": str,
+    "number": int,
+    "locations": list,
+}
+_UPDATE = {
+    "base_version": int,
+    "set": dict,
+    "unset": list,
+    "add_locations": list,
+    "remove_locations": list,
+    "force": bool,
+}
+_BATCH = {"operations": list, "atomic": bool}
+_BATCH_OPS = ("create_image", "update_image", "delete_image", "allocate_ids")
+_WRITERS = ("operator", "client", "gateway")
+_FILTERS = ("owner", "visibility", "name", "status", "home_zone")
+_LIST_PARAMETERS = {*_FILTERS, "sort", "limit", "marker", "consistency", "max_staleness"}
+# Rows read and encoded at a time, so that a page of large images stops soon after its limit of bytes.
+_LIST_STEP_ROWS = 100
+
+
+class Images:
+    """Handlers of /registry/v1/images and /registry/v1/batch."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def routes(self) -> list[web.RouteDef]:
+        images, image = f"{wire.PREFIX}/images", f"{wire.PREFIX}/images/{{image}}"
+        return [
+            web.post(images, self.create),
+            web.get(images, self.list, allow_head=False),
+            web.get(image, self.show, allow_head=False),
+            web.patch(image, self.update),
+            web.delete(image, self.delete),
+            web.post(f"{wire.PREFIX}/batch", self.batch),
+        ]
+
+    async def create(self, request: web.Request) -> web.Response:
+        """The image is there when this answers; the registry mints a UUID and a number where none is given."""
+        context = self._context
+        caller = context.caller(request)
+        caller.require_role(*_WRITERS)
+        command = _creation(take(await context.body(request), _CREATE), caller)
+        ok = await context.propose(request, caller, command)
+        location = {"Location": f"{wire.PREFIX}/images/{ok['number']}"}
+        return context.answer(request, ok, 201, location)
+
+    async def show(self, request: web.Request) -> web.Response:
+        """{"image": PUBLIC}"""
+        ref = reference(request)
+        view = await self._context.view(request)
+        return self._context.answer(request, {"image": _found(queries.get_image(view, ref), ref)})
+
+    async def update(self, request: web.Request) -> web.Response:
+        """Per-attribute compare-and-set against `base_version` (or If-Match); unconditional without one."""
+        context = self._context
+        caller = context.caller(request)
+        caller.require_role(*_WRITERS)
+        changes = take(await context.body(request), _UPDATE)
+        command = {"op": "update_image", "image": reference(request), "set": {}, "unset": [], **changes}
+        command.update(_base_version(request))
+        return context.answer(request, await context.propose(request, caller, command))
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Leaves a tombstone: number and UUID are never used again."""
+        context = self._context
+        caller = context.caller(request)
+        caller.require_role(*_WRITERS)
+        command = {"op": "delete_image", "image": reference(request), **_base_version(request)}
+        if flag_parameter(request.query, "force"):
+            command["force"] = True
+        return context.answer(request, await context.propose(request, caller, command))
+
+    async def batch(self, request: web.Request) -> web.Response:
+        """{"results": [{"ok"} or {"error"}...]}, in order; with `atomic` all happen or none does."""
+        context = self._context
+        caller = context.caller(request)
+        caller.require_role(*_WRITERS)
+        body = take(await context.body(request), _BATCH, ("operations",))
+        operations = self._operations(body["operations"], caller)
+        if body.get("atomic"):
+            return context.answer(
+                request, await context.propose(request, caller, {"op": "atomic", "operations": operations})
+            )
+        if wire.HEADER_KEY in request.headers:
+            raise errors.BadRequest(f"{wire.HEADER_KEY} goes with atomic batches; give each operation its own `key`")
+        return context.answer(request, {"results": await context.propose_all(request, operations)})
+
+    def _operations(self, operations: list[Any], caller: Caller) -> list[Document]:
+        if not 0 < len(operations) <= self._context.limits.batch_operations_max:
+            raise errors.TooLarge(f"a batch has 1 to {self._context.limits.batch_operations_max} operations")
+        return [_operation(operation, position, caller) for position, operation in enumerate(operations)]
+
+    async def list(self, request: web.Request) -> web.Response:
+        """{"images": [PUBLIC...], "next": marker or null}: a page ends at its limit of rows or bytes."""
+        query = request.query
+        unknown = [name for name in query if name not in _LIST_PARAMETERS]
+        if unknown:
+            known = ", ".join(sorted(_LIST_PARAMETERS))
+            raise errors.BadRequest(f"unknown parameter {unknown[0][:80]!r}; known are {known}")
+        limits = self._context.limits
+        limit = number_parameter(query, "limit")
+        rows_max = min(limits.page_rows_default if limit is None else limit, limits.page_rows_max)
+        marker = number_parameter(query, "marker")
+        sort, descending = _order(query.get("sort", "created_at:desc"))
+        filters = {name: query[name] for name in _FILTERS if name in query}
+        view = await self._context.view(request)
+        as_msgpack = wants_msgpack(request)
+        rows: list[bytes] = []
+        size, more = 0, rows_max > 0
+        while more and len(rows) < rows_max and size < limits.page_bytes_max:
+            step = min(rows_max - len(rows), _LIST_STEP_ROWS)
+            images, more = queries.list_images(
+                view, **filters, sort=sort, descending=descending, marker=marker, limit=step
+            )
+            for image in images:
+                row = wire.encode(image, as_msgpack=as_msgpack)
+                rows.append(row)
+                size += len(row)
+                marker = image["number"]
+                if size >= limits.page_bytes_max and image is not images[-1]:
+                    more = True
+                    break
+            if not images:
+                break
+        page = wire.encode_page("images", rows, {"next": marker if more and rows else None}, as_msgpack=as_msgpack)
+        return self._context.encoded(page, as_msgpack)
+
+
+def _creation(fields: Document, caller: Caller) -> Document:
+    """The command for a create; an image that a gateway creates is at home in its zone."""
+    zone = caller.actor.get("zone")
+    home = fields.setdefault("home_zone", zone)
+    if zone is not None and home != zone:
+        raise errors.Forbidden(f"a gateway of zone {zone} cannot create an image at home in {home}")
+    fields.setdefault("uuid", str(uuids.uuid4()))
+    fields.setdefault("attributes", {})
+    return {"op": "create_image", **fields}
+
+
+def _operation(operation: Any, position: int, caller: Caller) -> Document:
+    """One operation of a batch as a command with the caller's actor, whatever actor it came with."""
+    if not isinstance(operation, dict) or operation.get("op") not in _BATCH_OPS:
+        raise errors.BadRequest(f"operation {position}: `op` must be one of {', '.join(_BATCH_OPS)}")
+    command = {name: value for name, value in operation.items() if name != "actor"}
+    if command["op"] == "create_image":
+        command = _creation({name: value for name, value in command.items() if name != "op"}, caller)
+    command["actor"] = caller.actor
+    return command
+
+
+def reference(request: web.Request) -> Document:
+    """The image that path and query name: by number, by UUID, or by both. Raises BadRequest."""
+    names = [
+        request.match_info["image"],
+        *(request.query[name] for name in ("number", "uuid") if name in request.query),
+    ]
+    ref: Document = {}
+    for name in names:
+        kind, value = _name(name)
+        if ref.setdefault(kind, value) != value:
+            raise errors.BadRequest(
+                f"the request names two images: {kind} {ref[kind]} and {value}", code="image_mismatch"
+            )
+    return ref
+
+
+def _name(name: str) -> tuple[str, int | str]:
+    if _NUMBER.fullmatch(name) and 0 < int(name) <= _NUMBER_MAX:
+        return "number", int(name)
+    if _UUID.fullmatch(name):
+        return "uuid", name.lower()
+    raise errors.BadRequest(f"{name[:60]!r} is neither an image number (1 to {_NUMBER_MAX}) nor a UUID")
+
+
+def _found(image: Document | None, ref: Document) -> Document:
+    """The image, or the error that says why there is none."""
+    named = " and ".join(f"{kind} {value}" for kind, value in ref.items())
+    if image is None:
+        raise errors.ImageNotFound(f"no image with {named}")
+    if image.get("deleted"):
+        raise errors.ImageDeleted(f"the image with {named} was deleted", **image)
+    for kind, value in ref.items():
+        if image[kind] != value:
+            raise errors.BadRequest(f"{named} are not the same image", code="image_mismatch")
+    return image
+
+
+def _base_version(request: web.Request) -> Document:
+    text = request.headers.get("If-Match")
+    if text is None or text == "*":
+        return {}
+    bare = text.strip('"')
+    if not (_NUMBER.fullmatch(bare) and int(bare) > 0):
+        raise errors.BadRequest(f"If-Match must be the image's version, a whole number, not {text[:40]!r}")
+    return {"base_version": int(bare)}
+
+
+def _order(text: str) -> tuple[str, bool]:
+    """KEY, KEY:asc or KEY:desc; an unknown key is refused by the query, which knows the indexes."""
+    key, _, direction = text.partition(":")
+    if direction not in ("", "asc", "desc"):
+        raise errors.BadRequest(f"sort={text[:60]!r}: use KEY, KEY:asc or KEY:desc")
+    return key, direction == "desc"

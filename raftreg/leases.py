@@ -1,0 +1,122 @@
+"""Zone leases: heartbeats stay in the leader's memory, only a change of a lease is a command.
+
+A leader that has just been elected knows nothing of its predecessor's heartbeats and therefore grants every lease a
+full term from its election. A transition names the version of the zone that it was decided on; apply refuses it when
+somebody else was first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from raftreg import errors, queries
+from raftreg.tables import View
+
+logger = logging.getLogger(__name__)
+
+_CHECKS_PER_LEASE = 10
+_PROPOSE_DEADLINE_S = 2.0
+
+
+class LeaseProposer(Protocol):
+    """What leases need of the consensus service `Proposer`."""
+
+    async def propose(
+        self, commands: Sequence[dict[str, Any]], *, deadline_s: float = 10.0
+    ) -> list[dict[str, Any]]: ...
+
+
+class LeaseReads(Protocol):
+    """What leases need of the consensus service `Reads`."""
+
+    def view(self) -> View: ...
+
+    def freshness(self) -> dict[str, Any]: ...
+
+
+class LeaseKeeper:
+    """Decides which zones are live while this peer leads.
+
+    `run` is a task of the process; `heartbeat` is called by the API. Zones and their gateways are bounded by what is
+    registered: a heartbeat of an unknown zone is refused.
+    """
+
+    def __init__(
+        self,
+        proposer: LeaseProposer,
+        reads: LeaseReads,
+        *,
+        peer_name: str,
+        lease_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._proposer, self._reads, self._name = proposer, reads, peer_name
+        self._lease_s, self._clock = lease_s, clock
+        self._heard: dict[str, float] = {}
+        self._leading_since: float | None = None
+
+    async def heartbeat(self, zone: str, gateway: str) -> dict[str, Any]:
+        """A gateway of the zone is there. Raises NotLeader, NoQuorum, NotFound and what a proposal raises."""
+        self._require_leader()
+        row = queries.zones(self._reads.view()).get(zone)
+        if row is None:
+            raise errors.NotFound(f"zone {zone!r} is not registered; PUT it first", code="zone_not_found", zone=zone)
+        self._heard[zone] = self._clock()
+        if not row["live"]:
+            await self._propose(zone, row, live=True)
+        return {"zone": zone, "gateway": gateway, "live": True, "lease_s": self._lease_s}
+
+    def _require_leader(self) -> None:
+        if not self._leads():
+            leader = self._reads.freshness()["leader"]
+            if leader is None:
+                raise errors.NoQuorum("no leader is known: a majority of the peers is not reachable or still electing")
+            raise errors.NotLeader(leader)
+
+    def _leads(self) -> bool:
+        """Notes the moment from which this peer leads; what was heard in an earlier reign does not count."""
+        if self._reads.freshness()["leader"] != self._name:
+            self._leading_since = None
+            self._heard.clear()
+            return False
+        if self._leading_since is None:
+            self._leading_since = self._clock()
+        return True
+
+    async def run(self) -> None:
+        """Check all leases a few times per term until cancelled."""
+        while True:
+            await asyncio.sleep(self._lease_s / _CHECKS_PER_LEASE)
+            try:
+                await self.check()
+            except errors.RegistryError as error:
+                logger.info("zone leases: %s; the next check tries again", error.message)
+
+    async def check(self) -> list[str]:
+        """Let the leases lapse that nobody renewed; returns their zones."""
+        if not self._leads():
+            return []
+        overdue = [
+            (zone, row)
+            for zone, row in queries.zones(self._reads.view()).items()
+            if row["live"] and self._age_s(zone) > self._lease_s
+        ]
+        for zone, row in overdue:
+            logger.warning("zone %s: no heartbeat for %.1f s; its lease lapses", zone, self._age_s(zone))
+            await self._propose(zone, row, live=False)
+        return [zone for zone, _ in overdue]
+
+    def _age_s(self, zone: str) -> float:
+        assert self._leading_since is not None
+        return self._clock() - max(self._heard.get(zone, 0.0), self._leading_since)
+
+    async def _propose(self, zone: str, row: dict[str, Any], *, live: bool) -> None:
+        command = {"op": "set_zone_lease", "actor": {}, "zone": zone, "live": live, "if_version": row["version"]}
+        (result,) = await self._proposer.propose([command], deadline_s=_PROPOSE_DEADLINE_S)
+        # A refusal means that the zone has changed meanwhile; the next heartbeat or check decides anew.
+        if "error" in result:
+            logger.info("zone %s: lease transition refused: %s", zone, result["error"]["message"])

@@ -39,10 +39,10 @@ class Timing:
     tick_s: float = 0.01
     # A turn (with its fsync) that takes longer ends the process: such a disk must not lead.
     turn_max_s: float = 10.0
-    # A link on which nothing was heard for so long is broken and dialled again.
-    link_silence_s: float = 2.0
-    # A quiet link says something this often.
-    link_ping_s: float = 0.5
+    # A link on which nothing was heard for so long is broken and dialled again: twice the shortest election timeout.
+    link_silence_s: float = 0.6
+    # A quiet link says something this often; four pings may get lost.
+    link_ping_s: float = 0.15
     # How long shutdown waits for another peer to take the lead.
     transfer_max_s: float = 2.0
 
@@ -116,6 +116,15 @@ class Limits:
     feed_encoded_max_bytes: int = 16 * MIB
     feed_heartbeat_s: float = 0.5
     feed_heartbeat_max_s: float = 1.0
+
+    # -- changes: kept for consumers that were away; whoever is further behind resyncs. About 1 KiB each.
+    changes_keep_rows: int = 200_000
+    # While the database is full, only so many are kept.
+    changes_keep_full_rows: int = 1_000
+    # Changes deleted by one command: a few milliseconds of apply.
+    compact_rows_max: int = 2_000
+    # A bootstrap that takes no longer than this still finds every change since its start.
+    bootstrap_max_s: float = 600.0
 
     # -- zone leases: three heartbeats of a gateway may get lost.
     zone_lease_s: float = 15.0

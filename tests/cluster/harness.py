@@ -7,6 +7,7 @@ The replicated state is a list: each entry appends its payload; `values(name)` i
 from __future__ import annotations
 
 import random
+import shutil
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -113,6 +114,11 @@ class Cluster:
         )
         return self.nodes[name]
 
+    def wipe(self, name: str, *, recovering: bool = True) -> None:
+        """Replace the disk of a stopped voter; `recovering` is what `raftreg rejoin` writes."""
+        shutil.rmtree(self.directory / name)
+        initialise(self.directory / name, cluster_id="test", peer=name, peers=self.names, recovering=recovering)
+
     def crash(self, name: str) -> None:
         """SIGKILL or power loss: what was not committed to disk is gone, and so are the bytes in its links."""
         for peer in list(self.nodes):
@@ -123,10 +129,21 @@ class Cluster:
     # -- links ----------------------------------------------------------------------------------------------------
 
     def connect(self, a: str, b: str) -> None:
+        if a in self.nodes and b in self.nodes:
+            for source, target in ((a, b), (b, a)):
+                self._say_hello(source, target)
         for source, target in ((a, b), (b, a)):
             self.cut.discard((source, target))
             if source in self.nodes and target in self.nodes:
                 self.nodes[source].link_up(target)
+
+    def _say_hello(self, source: str, target: str) -> None:
+        """As `peer_links` does: a voter that has forgotten something is told so, and says hello as recovering."""
+        node = self.nodes[source]
+        store_id = node.store.identity.store_id
+        if not self.nodes[target].greet(source, store_id, node.position(), node.recovering):
+            node.begin_recovery(f"{target} remembers more")
+            assert self.nodes[target].greet(source, store_id, node.position(), True)
 
     def disconnect(self, a: str, b: str) -> None:
         """The connections between a and b break: what was in flight is lost, both notice."""

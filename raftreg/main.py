@@ -1,0 +1,117 @@
+"""One registry peer as a process: what is started, in which order, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+
+import uvloop
+
+from raftreg import api, certificates, queries, state_machine
+from raftreg.changefeed import Feed
+from raftreg.compaction import ChangeCompactor
+from raftreg.config import PeerConfig
+from raftreg.leases import LeaseKeeper
+from raftreg.metrics import PeerMetrics
+from raftreg.peer import Peer
+
+logger = logging.getLogger(__name__)
+
+_TRANSFER_POLL_S = 0.02
+
+
+def run(config: PeerConfig) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. Raises StoreError when the data directory does not fit."""
+    return uvloop.run(_serve(config))
+
+
+async def _serve(config: PeerConfig) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running(config):
+        await stop.wait()
+        logger.info("stopping")
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
+    """A peer with its API, for as long as the block lasts; yields (peer, API addresses)."""
+    metrics = PeerMetrics()
+    feed: Feed | None = None
+    applied_before = 0
+
+    def after_turn(seconds: float) -> None:
+        # The feed's consumers re-read from their own revision; the call only wakes them.
+        nonlocal applied_before
+        metrics.turn_s.observe(seconds)
+        if peer.raft.applied != applied_before and feed is not None:
+            applied_before = peer.raft.applied
+            feed.notify()
+
+    # The store is opened first: a directory of another peer, cluster or release must stop us before anything listens.
+    peer = Peer(
+        config,
+        apply=state_machine.apply_entry,
+        applied_index=state_machine.applied_index,
+        on_commit=metrics.fsync_s.observe,
+        after_turn=after_turn,
+    )
+    identity = peer.store.identity
+    feed = Feed(peer.reads, epoch=identity.epoch, limits=config.limits)
+    leases = LeaseKeeper(peer.proposer, peer.reads, peer_name=config.name, lease_s=config.limits.zone_lease_s)
+    compactor = ChangeCompactor(peer, queries.revision, queries.compaction_floor)
+    metrics.before_render.append(lambda: _fill(metrics, peer))
+    app = api.build_app(
+        proposer=peer.proposer,
+        reads=peer.reads,
+        status=peer.status,
+        cluster_id=identity.cluster_id,
+        epoch=identity.epoch,
+        peer_name=config.name,
+        config=config,
+        metrics=metrics,
+        feed=feed,
+        leases=leases,
+        forward_tls=certificates.api_client_context(config.tls) if config.api_tls else None,
+    )
+    await peer.start()
+    runner = await api.serve(app, config, certificates.server_context(config.tls) if config.api_tls else None)
+    tasks = [asyncio.create_task(leases.run()), asyncio.create_task(compactor.run())]
+    logger.info("peer %s of cluster %s serves on %s", config.name, identity.cluster_id, runner.addresses)
+    try:
+        yield peer, runner.addresses
+    finally:
+        # Hand over first, so that clients find a leader elsewhere; then no new requests; then the log.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await _hand_over(peer)
+        await runner.cleanup()
+        await peer.stop()
+
+
+async def _hand_over(peer: Peer) -> None:
+    """Give leadership to the voter that is furthest, within `transfer_max_s`."""
+    peer.proposer.close()
+    deadline = time.monotonic() + peer.config.timing.transfer_max_s
+    while peer.raft.is_leader and peer.raft.others and time.monotonic() < deadline:
+        peer.raft.transfer_leadership()
+        peer.poke()
+        await asyncio.sleep(_TRANSFER_POLL_S)
+
+
+def _fill(metrics: PeerMetrics, peer: Peer) -> None:
+    """The gauges that only the consensus knows."""
+    status = peer.status()
+    metrics.term.set(status["term"])
+    metrics.commit_index.set(status["commit"])
+    metrics.proposals_pending.set(status["proposals_pending"])
+    metrics.log_entries.set(status["db"]["log_entries"])
+    metrics.log_bytes.set(status["db"]["log_bytes"])
+    metrics.db_used_bytes.set(status["db"]["used_bytes"])
+    metrics.db_file_bytes.set(status["db"]["file_bytes"])

@@ -194,7 +194,7 @@ class TestStart:
     @staticmethod
     def _start(path: Path, **variables: str) -> tuple[int, str]:
         """Run start.sh with the programs in `path` and the shell's own tools only."""
-        for tool in ("wc", "sh"):
+        for tool in ("sh",):
             if not (path / tool).exists():
                 (path / tool).symlink_to(f"/usr/bin/{tool}")
         done = subprocess.run(

@@ -33,8 +33,8 @@ case $1 in deps | clean) [ -n "$found" ] || found=$incomplete ;; esac
         echo 'Install it, then run make again:'
         version=$("$incomplete" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')
         echo "  Debian, Ubuntu:  apt-get install python$version-venv"
-    elif [ "$(printf %s "$candidates" | wc -l)" -eq 0 ]; then
-        echo "'$candidates' does not run, or is none of Python $versions."
+    elif [ -n "$RAFTREG_SETUP_PYTHON" ]; then
+        echo "'$RAFTREG_SETUP_PYTHON' does not run, or is none of Python $versions."
         exit 3
     else
         echo "No Python of the versions $versions was found in PATH ($PATH)."

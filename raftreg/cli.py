@@ -1,0 +1,325 @@
+"""The `raftreg` command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from raftreg import cluster_init, config, errors, wire
+from raftreg.certificates import api_client_context
+from raftreg.client import Client
+from raftreg.cluster_init import InitError, Plan, PlannedPeer
+from raftreg.config import ConfigError, TlsFiles
+from raftreg.store import StoreError
+
+CONFIG_VARIABLE = "RAFTREG_CONFIG"
+DONE, FAILED = 0, 1
+
+_EXAMPLES = """\
+examples:
+  raftreg init /srv/registry                       a single peer on this machine
+  raftreg serve /srv/registry
+  raftreg init /srv/registry --peer a=10.0.0.1:9590,10.0.0.1:9591 --peer b=10.0.0.2:9590,10.0.0.2:9591 \\
+      --peer c=10.0.0.3:9590,10.0.0.3:9591 --gateway ams-1=ams
+                                                   then copy /srv/registry/a to 10.0.0.1, and so on
+  raftreg status --config /srv/registry
+  raftreg image list --config /srv/registry --limit 20
+
+exit status: 0 done, 1 refused or failed (the message says why), 2 wrong usage
+"""
+_ROLE_STYLES = {"leader": "bold green", "follower": "green", "candidate": "yellow", "recovering": "yellow"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (ConfigError, InitError, StoreError) as error:
+        return _fail(str(error))
+    except errors.RegistryError as error:
+        return _fail(f"{error.message} [{error.code}]")
+    except OSError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return FAILED
+
+
+def _fail(sentence: str) -> int:
+    print(f"raftreg: {sentence}", file=sys.stderr)
+    return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raftreg",
+        description="One global image registry for OpenStack clouds.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_init(commands)
+    _add_serve(commands)
+    _add_rejoin(commands)
+    status = commands.add_parser("status", help="show every peer: role, term, indexes, errors")
+    _add_connection(status)
+    status.set_defaults(run=_status)
+    _add_image(commands)
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(run=_version)
+    return parser
+
+
+Commands = Any  # argparse gives its subparsers no public type
+
+
+def _add_init(commands: Commands) -> None:
+    init = commands.add_parser(
+        "init",
+        help="make a new cluster: authority, certificates, configurations, empty stores",
+        description="Make a new cluster below DIR, once. Without --peer: a single peer on loopback.",
+    )
+    init.add_argument("directory", metavar="DIR", type=Path)
+    init.add_argument("--peer", action="append", default=[], metavar="NAME=RAFT_HOST:PORT,API_HOST:PORT")
+    init.add_argument("--gateway", action="append", default=[], metavar="NAME=ZONE", help="make its certificate")
+    init.add_argument("--client", action="append", default=[], metavar="NAME", help="make its certificate")
+    init.add_argument("--offline", action="store_true", help="don't check that nobody answers at these addresses")
+    init.set_defaults(run=_init)
+
+
+def _add_serve(commands: Commands) -> None:
+    serve = commands.add_parser("serve", help="run one peer until SIGTERM")
+    _add_peer_config(serve)
+    serve.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    serve.set_defaults(run=_serve)
+
+
+def _add_rejoin(commands: Commands) -> None:
+    rejoin = commands.add_parser(
+        "rejoin",
+        help="make an empty store for a peer whose disk was replaced; it catches up before it votes",
+        description="Needs the other peers. Refused while the old store is there: move it away first.",
+    )
+    _add_peer_config(rejoin)
+    rejoin.set_defaults(run=_rejoin)
+
+
+def _add_peer_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIR", type=Path, nargs="?", help=f"directory with {config.FILE_NAME}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"instead of DIR; default ${CONFIG_VARIABLE}")
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="PATH",
+        help=f"a peer's configuration, or what `init` made; default ${CONFIG_VARIABLE}",
+    )
+    parser.add_argument("--endpoint", action="append", default=[], metavar="URL", help="instead of those in --config")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="directory with ca.pem, cert.pem and key.pem")
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+
+
+def _add_image(commands: Commands) -> None:
+    image = commands.add_parser("image", help="look at images").add_subparsers(metavar="VERB", required=True)
+    listing = image.add_parser("list", help="one page of images, newest first")
+    _add_connection(listing)
+    for name in ("owner", "visibility", "name", "status", "home-zone"):
+        listing.add_argument(f"--{name}")
+    listing.add_argument("--sort", default="created_at:desc", metavar="KEY[:asc|:desc]")
+    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--marker", type=int, help="number of the last image of the page before")
+    listing.set_defaults(run=_image_list)
+    show = image.add_parser("show", help="one image by number or UUID")
+    _add_connection(show)
+    show.add_argument("image")
+    show.set_defaults(run=_image_show)
+
+
+# -- commands -----------------------------------------------------------------------------------------------------
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    peers = [cluster_init.parse_peer(text) for text in arguments.peer]
+    peers = peers or [PlannedPeer(cluster_init.DEFAULT_PEER, cluster_init.DEFAULT_RAFT, cluster_init.DEFAULT_API)]
+    gateways = [cluster_init.parse_gateway(text) for text in arguments.gateway]
+    plan = Plan(peers, dict(gateways), arguments.client)
+    if len(plan.gateways) != len(gateways):
+        raise InitError("a gateway is listed twice; its name is unique in all zones")
+    cluster_id = cluster_init.initialise(arguments.directory, plan, offline=arguments.offline)
+    print(f"cluster {cluster_id} of {', '.join(peer.name for peer in peers)} is in {arguments.directory}")
+    for peer in peers:
+        print(f"  start {peer.name} with: raftreg serve {arguments.directory / peer.name}")
+    print(f"  keep {arguments.directory / 'ca.key'} away from the peers: whoever has it can join the cluster")
+    return DONE
+
+
+def _config_path(arguments: argparse.Namespace) -> Path:
+    """DIR, --config, or the environment variable, in this order. Raises ConfigError."""
+    named = [path for path in (getattr(arguments, "directory", None), arguments.config) if path is not None]
+    if len(named) > 1:
+        raise ConfigError("name either DIR or --config, not both")
+    if named:
+        return Path(named[0])
+    if CONFIG_VARIABLE in os.environ:
+        return Path(os.environ[CONFIG_VARIABLE])
+    raise ConfigError(f"which cluster? Name its configuration with --config, or in ${CONFIG_VARIABLE}")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    settings = config.load(_config_path(arguments))
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format=f"%(asctime)s {settings.name} %(levelname)s %(name)s: %(message)s"
+    )
+    # Only here: the other commands need neither the event loop nor the consensus.
+    from raftreg import main as process
+
+    return process.run(settings)
+
+
+def _rejoin(arguments: argparse.Namespace) -> int:
+    settings = config.load(_config_path(arguments))
+    cluster_id = cluster_init.rejoin(settings)
+    print(
+        f"{settings.name} has an empty store of cluster {cluster_id}; start it with: raftreg serve {settings.data_dir}"
+    )
+    return DONE
+
+
+def _version(_arguments: argparse.Namespace) -> int:
+    print(f"raftreg {importlib.metadata.version('raftreg')}")
+    return DONE
+
+
+def _client(arguments: argparse.Namespace) -> Client:
+    """A client from --endpoint and --tls, completed by the configuration. Raises ConfigError."""
+    endpoints, files = list(arguments.endpoint), _tls_directory(arguments.tls)
+    needs_tls = any(url.startswith("https://") for url in endpoints)
+    if not endpoints or (needs_tls and files is None):
+        path = _config_path(arguments)
+        settings = config.load(_any_peer(path))
+        endpoints = endpoints or list(settings.api_peers.values())
+        files = files or cluster_init.operator_files(path) or settings.tls
+        needs_tls = any(url.startswith("https://") for url in endpoints)
+    return Client(endpoints, ssl=api_client_context(files) if needs_tls and files is not None else None)
+
+
+def _tls_directory(directory: Path | None) -> TlsFiles | None:
+    if directory is None:
+        return None
+    return TlsFiles(directory / "ca.pem", directory / "cert.pem", directory / "key.pem")
+
+
+def _any_peer(path: Path) -> Path:
+    """A peer's configuration; of a cluster's directory, the first one: all name the same peers."""
+    below = sorted(path.glob(f"*/{config.FILE_NAME}")) if path.is_dir() else []
+    return below[0] if below and not (path / config.FILE_NAME).is_file() else path
+
+
+def _ask(arguments: argparse.Namespace, question: Callable[[Client], Awaitable[Any]]) -> Any:
+    async def ask() -> Any:
+        async with _client(arguments) as client:
+            return await question(client)
+
+    return asyncio.run(ask())
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(wire.to_json(value).decode() + "\n")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    answers = _ask(arguments, lambda client: client.peer_status())
+    if arguments.json:
+        _print_json({url: answer.to_wire() if _failed(answer) else answer for url, answer in answers.items()})
+    else:
+        Console().print(_status_table(answers))
+    return DONE if any(not _failed(answer) and answer["leader"] for answer in answers.values()) else FAILED
+
+
+def _failed(answer: object) -> bool:
+    return isinstance(answer, errors.RegistryError)
+
+
+def _status_table(answers: dict[str, Any]) -> Table:
+    table = Table(title=_title(answers))
+    for heading in ("peer", "role", "term", "applied", "last index", "revision", "database", "staleness", "errors"):
+        table.add_column(
+            heading, justify="right" if heading in ("term", "applied", "last index", "revision") else "left"
+        )
+    for url, answer in answers.items():
+        if _failed(answer):
+            table.add_row(url, "[red]away[/]", *[""] * 6, f"[red]{escape(answer.message)}[/]")
+        else:
+            table.add_row(*_status_row(answer))
+    return table
+
+
+def _title(answers: dict[str, Any]) -> str:
+    for answer in answers.values():
+        if not _failed(answer):
+            return f"cluster {answer['cluster_id']}, epoch {answer['epoch']}, leader {answer['leader'] or 'unknown'}"
+    return "no peer answers"
+
+
+def _status_row(status: dict[str, Any]) -> list[str]:
+    staleness = status.get("staleness_s")
+    style = _ROLE_STYLES.get(status["role"], "white")
+    return [
+        str(status["name"]),
+        f"[{style}]{status['role']}[/]",
+        str(status["term"]),
+        str(status["applied"]),
+        str(status["last_index"]),
+        str(status["revision"]),
+        f"{status['db']['used_bytes'] / config.MIB:.1f} MiB, {status['db']['log_entries']} entries",
+        "unknown" if staleness is None else f"{staleness:.2f} s",
+        escape("; ".join(status.get("errors", []))),
+    ]
+
+
+def _image_list(arguments: argparse.Namespace) -> int:
+    names = ("owner", "visibility", "name", "status", "home_zone", "sort", "limit", "marker")
+    filters = {name: getattr(arguments, name) for name in names}
+    page = _ask(arguments, lambda client: client.list_images(**filters))
+    if arguments.json:
+        _print_json(page)
+        return DONE
+    table = Table()
+    columns = ("number", "uuid", "name", "status", "visibility", "owner", "home_zone", "size")
+    for column in columns:
+        table.add_column(column.replace("_", " "))
+    for image in page["images"]:
+        table.add_row(*("" if image[column] is None else escape(str(image[column])) for column in columns))
+    Console().print(table)
+    if page["next"] is not None:
+        print(f"more: --marker {page['next']}")
+    return DONE
+
+
+def _image_show(arguments: argparse.Namespace) -> int:
+    image = _ask(arguments, lambda client: client.get_image(arguments.image))
+    if arguments.json:
+        _print_json(image)
+        return DONE
+    table = Table(show_header=False)
+    for name, value in image.items():
+        table.add_row(name, escape(wire.to_json(value).decode() if isinstance(value, dict | list) else str(value)))
+    Console().print(table)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

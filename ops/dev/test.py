@@ -9,6 +9,7 @@ exit status is pytest's, except that there being no slow tests is no failure.
 from __future__ import annotations
 
 import faulthandler
+import os
 import resource
 import subprocess
 import sys
@@ -21,7 +22,7 @@ SESSION_TIMEOUT_S = 12 * 60
 SLOW_SESSION_TIMEOUT_S = 60 * 60
 SLOWEST_SHOWN_MAX = 10
 COLLECT_TIMEOUT_S = 300
-# A test's own time limit can't end what hangs while it holds the interpreter: then the run ends this much past its bound.
+# A test's own time limit can't end what holds the interpreter: then the run ends this much past its bound.
 GRACE_S = 240
 # Memory of one process, without what it maps from files. A test that leaks fails by its own name; without this the
 # kernel would kill the run, or somebody else's program.
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         print("No test is marked slow.")
         return 0
     limit_memory()
-    faulthandler.dump_traceback_later(CHOICES[choice][1] + GRACE_S, exit=True, file=sys.__stderr__)
+    # To a descriptor of its own: pytest redirects the standard ones while a test runs.
+    faulthandler.dump_traceback_later(CHOICES[choice][1] + GRACE_S, exit=True, file=os.dup(2))
     return int(pytest.main(pytest_arguments(choice, rest)))
 
 

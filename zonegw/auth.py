@@ -1,0 +1,126 @@
+"""Who is asking: the identity behind an X-Auth-Token.
+
+The token file is JSON, {"tokens": [{"sha256", "user", "project", "roles"}]}: it holds digests, never tokens. It is read
+again when it changes; a file that cannot be read any more keeps the tokens of the last good one and is logged.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from zonegw.config import Auth
+from zonegw.errors import ConfigError, Unauthenticated
+
+log = logging.getLogger(__name__)
+
+TOKEN_BYTES = 32
+TOKENS_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A user in a project; the project is the owner of what it creates."""
+
+    user: str
+    project: str
+    roles: frozenset[str]
+
+    @property
+    def is_admin(self) -> bool:
+        return "admin" in self.roles
+
+    @property
+    def is_reader_only(self) -> bool:
+        return bool(self.roles) and self.roles <= {"reader"}
+
+    def actor(self, zone: str, gateway: str, request_id: str | None) -> dict[str, Any]:
+        """As it travels in commands, for audit."""
+        return {
+            "user": self.user, "project": self.project, "zone": zone, "gateway": gateway, "request_id": request_id,
+            "roles": sorted(self.roles), "admin": self.is_admin,
+        }  # fmt: skip
+
+
+class TokenFile:
+    """Static tokens by digest, read again whenever the file changes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._identities: dict[str, Identity] = {}
+        self._reload(first=True)
+
+    def find(self, token: str) -> Identity | None:
+        self._reload()
+        return self._identities.get(digest(token))
+
+    def _reload(self, *, first: bool = False) -> None:
+        try:
+            stat = self._path.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if stamp != self._stamp:
+                self._identities = parse_tokens(self._path.read_text(), self._path)
+                self._stamp = stamp
+        except (OSError, ConfigError) as error:
+            if first:
+                raise ConfigError(f"token file: {error}") from error
+            log.error("token file kept as it was last read: %s", error)
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def parse_tokens(text: str, path: Path) -> dict[str, Identity]:
+    """Identities by token digest. Raises ConfigError."""
+    try:
+        rows = json.loads(text)["tokens"]
+        if len(rows) > TOKENS_MAX:
+            raise ConfigError(f"{path} has more than {TOKENS_MAX} tokens")
+        return {row["sha256"]: Identity(row["user"], row["project"], frozenset(row["roles"])) for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a token file ({error!r}); make one with `zonegw token create`") from error
+
+
+class Authenticator:
+    """Tries the configured methods in order."""
+
+    def __init__(self, auth: Auth) -> None:
+        self._tokens = TokenFile(auth.tokens_file) if "tokens" in auth.methods and auth.tokens_file else None
+        self._everyone: Identity | None = None
+        if "none" in auth.methods:
+            self._everyone = Identity("anonymous", auth.none_project, frozenset({"admin"}))
+
+    def identify(self, header: str | None) -> Identity:
+        """The identity of an X-Auth-Token header; glanceclient percent-encodes it. Raises Unauthenticated."""
+        if header and self._tokens is not None:
+            found = self._tokens.find(header) or self._tokens.find(unquote(header))
+            if found is not None:
+                return found
+        if self._everyone is not None:
+            return self._everyone
+        raise Unauthenticated("the X-Auth-Token is not known here" if header else "send a token in X-Auth-Token")
+
+
+def create_token(path: Path, *, user: str, project: str, roles: list[str]) -> str:
+    """Add a new token to the file, which is made if need be, and return it: it is stored nowhere else."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        parse_tokens(path.read_text(), path)
+        rows = json.loads(path.read_text())["tokens"]
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    rows.append({"sha256": digest(token), "user": user, "project": project, "roles": sorted(set(roles))})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        json.dump({"tokens": rows}, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    fresh.replace(path)
+    return token

@@ -1,0 +1,216 @@
+"""Catalogue: the gateway's copy of the registry's image metadata, with the zone's own pending writes laid over it.
+
+Every method runs inside the caller's transaction. Readers see `get`: registry's image plus overlay. Indexes and the
+number table follow what readers see. The feed position is written with the rows that it stands for, and never goes back
+within an epoch.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+from zonegw import listing, overlay
+from zonegw.store import Txn, u64, unpack
+
+Image = dict[str, Any]
+Position = tuple[int, int]
+_POSITION = b"feed.position"
+_PASS = b"feed.pass"
+
+
+def key_of(uuid: str) -> bytes:
+    return UUID(uuid).bytes
+
+
+class Catalogue:
+    """Reads and changes of the catalogue."""
+
+    def __init__(self, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+        self.now_us = now_us
+
+    # What readers see.
+
+    def get(self, txn: Txn, uuid: str) -> Image | None:
+        key = key_of(uuid)
+        return overlay.effective(self._registered(txn, key), txn.row("overlay", key))
+
+    def by_number(self, txn: Txn, number: int) -> Image | None:
+        key = txn.get("numbers", u64(number))
+        return None if key is None else self.get(txn, str(UUID(bytes=key)))
+
+    def known(self, txn: Txn, uuid: str) -> bool:
+        """Whether the UUID names or named an image, as far as this zone remembers."""
+        key = key_of(uuid)
+        return txn.get("catalogue", key) is not None or txn.get("overlay", key) is not None
+
+    def registered(self, txn: Txn, uuid: str) -> Image | None:
+        """The image as the registry has it: the catalogue's or the acked one, whichever is newer."""
+        key = key_of(uuid)
+        row = txn.row("overlay", key)
+        if row is None:
+            return self._registered(txn, key)
+        return None if row["deleted"] else overlay.newest(self._registered(txn, key), row["base"])
+
+    def base_for(self, txn: Txn, uuid: str, base: int, attributes: list[str]) -> int:
+        """The base version with which an update of `attributes`, made on version `base`, goes to the registry."""
+        registered = self.registered(txn, uuid)
+        row = txn.row("overlay", key_of(uuid))
+        if registered is None or row is None:
+            return base
+        return overlay.base_version(registered, row["own_versions"], base, attributes)
+
+    def create_pending(self, txn: Txn, uuid: str) -> dict[str, Any] | None:
+        """The patch of the image's create while that is pending or parked."""
+        row = txn.row("overlay", key_of(uuid))
+        return None if row is None else overlay.created(row)
+
+    def count(self, txn: Txn) -> int:
+        return txn.count("catalogue")
+
+    # Own writes.
+
+    def lay(self, txn: Txn, uuid: str, patch: dict[str, Any]) -> Image | None:
+        """Lay a pending write over the image; returns what readers see from now on."""
+        key = key_of(uuid)
+        before = self.get(txn, uuid)
+        row = txn.row("overlay", key) or overlay.empty()
+        row["patches"].append({"state": "pending", "time": self.now_us()} | patch)
+        return self._save(txn, key, row, before)
+
+    def acknowledge(self, txn: Txn, uuid: str, position: int, result: dict[str, Any]) -> None:
+        """The registry applied the pending write at `position`; `result` is its ok value."""
+        key = key_of(uuid)
+        before = self.get(txn, uuid)
+        row = txn.row("overlay", key) or overlay.empty()
+        overlay.acknowledge(row, position, result["revision"], result.get("image"))
+        self._save(txn, key, row, before)
+
+    def park(self, txn: Txn, uuid: str, position: int) -> None:
+        key = key_of(uuid)
+        before = self.get(txn, uuid)
+        row = txn.row("overlay", key)
+        if row is not None:
+            overlay.park(row, position)
+            self._save(txn, key, row, before)
+
+    # The registry's changes.
+
+    def apply_change(self, txn: Txn, change: dict[str, Any]) -> Image | None:
+        """Apply one image change of the feed; returns the image that it deleted, if it did. Older than what is
+        here changes nothing."""
+        key = key_of(change["uuid"])
+        before = self.get(txn, change["uuid"])
+        known = self._registered(txn, key)
+        row = txn.row("overlay", key) or overlay.empty()
+        if change.get("deleted"):
+            txn.delete("catalogue", key)
+            overlay.tombstone(row)
+        else:
+            self._put_newer(txn, key, known, change["image"])
+        overlay.reached(row, change["revision"])
+        self._save(txn, key, row, before, reached=change["revision"])
+        return known if change.get("deleted") else None
+
+    def put_bootstrapped(self, txn: Txn, image: Image) -> None:
+        """Take one image of a bootstrap; merged by version."""
+        key = key_of(image["uuid"])
+        before = self.get(txn, image["uuid"])
+        self._put_newer(txn, key, self._registered(txn, key), image)
+        listing_after = overlay.effective(self._registered(txn, key), txn.row("overlay", key))
+        self._index(txn, before, listing_after)
+
+    def _put_newer(self, txn: Txn, key: bytes, known: Image | None, image: Image) -> None:
+        if known is None or image["version"] >= known["version"]:
+            known = image
+        txn.put_row("catalogue", key, [self._pass(txn), known])
+
+    # Feed position and bootstrap.
+
+    def position(self, txn: Txn) -> Position | None:
+        """(epoch, revision) up to which the catalogue contains every change; None before the first bootstrap."""
+        row = txn.row("meta", _POSITION)
+        return None if row is None else (row[0], row[1])
+
+    def advance(self, txn: Txn, position: Position) -> None:
+        """Record that everything up to `position` is applied."""
+        now = self.position(txn)
+        if now is not None and position < now:
+            raise AssertionError(f"feed position would go back from {now} to {position}")
+        txn.put_row("meta", _POSITION, list(position))
+
+    def begin_epoch(self, txn: Txn, position: Position) -> None:
+        """Positions of another epoch can't be compared with `position`: forget one."""
+        now = self.position(txn)
+        if now is not None and now[0] != position[0]:
+            txn.delete("meta", _POSITION)
+
+    def begin_bootstrap(self, txn: Txn) -> None:
+        """Images not seen again by this pass will be forgotten when it ends."""
+        txn.put_row("meta", _PASS, self._pass(txn) + 1)
+
+    def unseen(self, txn: Txn, after: bytes, rows: int) -> tuple[list[bytes], bytes | None]:
+        """Keys among the next `rows` that the present pass has not seen, and where to go on."""
+        doomed, present = [], self._pass(txn)
+        last: bytes | None = None
+        for n, (key, data) in enumerate(txn.scan("catalogue", after)):
+            if n == rows:
+                return doomed, last
+            if unpack(data)[0] != present:
+                doomed.append(key)
+            last = key + b"\x00"
+        return doomed, None
+
+    def forget(self, txn: Txn, key: bytes) -> Image | None:
+        """Drop an image that the registry no longer has; its bytes stay, for absence proves no delete."""
+        uuid = str(UUID(bytes=key))
+        before, known = self.get(txn, uuid), self._registered(txn, key)
+        txn.delete("catalogue", key)
+        self._index(txn, before, overlay.effective(None, txn.row("overlay", key)))
+        return known
+
+    def settle_overlay(self, txn: Txn, revision: int) -> None:
+        """After a bootstrap: drop the overlay rows that the catalogue contains at `revision`."""
+        for key, data in list(txn.scan("overlay")):
+            row = unpack(data)
+            before = overlay.effective(self._registered(txn, key), row)
+            overlay.reached(row, revision)
+            self._save(txn, key, row, before, reached=revision)
+
+    def _pass(self, txn: Txn) -> int:
+        return int(txn.row("meta", _PASS) or 0)
+
+    # Rows.
+
+    def _registered(self, txn: Txn, key: bytes) -> Image | None:
+        row = txn.row("catalogue", key)
+        return None if row is None else row[1]
+
+    def _save(
+        self, txn: Txn, key: bytes, row: dict[str, Any], before: Image | None, *, reached: int | None = None
+    ) -> Image | None:
+        """Write the overlay row, or drop it when the catalogue contains all of it; keep the indexes right."""
+        position = self.position(txn)
+        at = max(reached or 0, position[1] if position else 0)
+        if overlay.reached(row, at):
+            txn.delete("overlay", key)
+            after = self._registered(txn, key)
+        else:
+            txn.put_row("overlay", key, row)
+            after = overlay.effective(self._registered(txn, key), row)
+        self._index(txn, before, after)
+        return after
+
+    @staticmethod
+    def _index(txn: Txn, before: Image | None, after: Image | None) -> None:
+        listing.reindex(txn, before, after)
+        number = None if after is None else after["number"]
+        if before is not None and before["number"] is not None and before["number"] != number:
+            txn.delete("numbers", u64(before["number"]))
+        if after is not None and number is not None:
+            txn.put("numbers", u64(number), key_of(after["uuid"]))
+
+    def overlaid(self, txn: Txn) -> Iterator[str]:
+        """UUIDs with an overlay row."""
+        for key, _ in txn.scan("overlay"):
+            yield str(UUID(bytes=key))

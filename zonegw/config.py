@@ -1,0 +1,316 @@
+"""Configuration of a gateway: zonegw.toml, and every bound with its name and reason."""
+
+import ipaddress
+import re
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from zonegw.errors import ConfigError
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds; each can be set under [limits] of zonegw.toml."""
+
+    # Metadata store. The map is address space only (sparse), far above the quota, so that a full map never decides.
+    store_map_size_bytes: int = 16 * GIB
+    # Growth is refused above this; about four million pending writes or images.
+    store_soft_limit_bytes: int = 8 * GIB
+    # Kept above the soft limit for deletes, acks and the feed, which make room again.
+    store_reserve_bytes: int = 64 * MIB
+    # Free space of the disk below which nothing that grows is accepted: a full disk stops the process.
+    disk_reserve_bytes: int = 256 * MIB
+    # Days of a busy zone; above it the zone refuses creates rather than pile up what nobody could review.
+    queue_depth_max: int = 1_000_000
+    # Drained writes are kept so that they can be offered again to a restored registry.
+    queue_retain_h: float = 7 * 24
+    queue_retain_max_writes: int = 1_000_000
+    # Removed per turn, so that pruning never holds up a request.
+    prune_batch_max: int = 256
+    # Operations in flight; the registry remembers the results of as many.
+    session_window: int = 256
+    # One request to the registry; below its body limit with room for the envelope.
+    drain_batch_max_bytes: int = 512 * KIB
+
+    # Offline time that the IDs on hand must last for at the current rate.
+    runway_h: float = 24
+    # Smallest and largest block asked for: two thousand creates before the rate is known; the registry's own bound.
+    id_block_min: int = 2_000
+    id_block_max: int = 1_000_000
+    # Blocks on hand; more would mean that grants loop.
+    id_blocks_max: int = 64
+    # The rate is forgotten over this time: a burst must not buy IDs for a week.
+    id_rate_window_s: float = 3600
+
+    # Uplink: how long a request to the registry may take, and how the link is probed.
+    uplink_deadline_s: float = 5
+    heartbeat_interval_s: float = 1
+    # Failed heartbeats after which the zone counts as degraded.
+    heartbeat_failures_max: int = 2
+    retry_delay_min_s: float = 0.2
+    retry_delay_max_s: float = 5
+    # How long a client waits for the registry's verdict on an image of another zone.
+    registry_wait_max_s: float = 30
+    # Feed changes applied in one transaction, and those read ahead.
+    feed_batch_max: int = 256
+    # No heartbeat of the feed for so long: the stream is dead even if the connection is not.
+    feed_silence_max_s: float = 5
+    zones_refresh_s: float = 30
+
+    # Bodies and answers.
+    json_body_max_bytes: int = MIB
+    image_max_bytes: int = 10 << 40
+    page_images_default: int = 25
+    page_images_max: int = 1000
+    # Rows read for one page of a filtered list; then the page ends early and its `next` goes on.
+    list_scan_max: int = 20_000
+    # Rows read between two turns of the loop.
+    list_chunk_rows: int = 500
+    # Images with equal first sort key that are put in order in memory.
+    list_group_max: int = 10_000
+    name_max_chars: int = 255
+    tag_max_chars: int = 255
+    tags_max: int = 128
+    properties_max: int = 128
+    property_value_max_bytes: int = 64 * KIB
+    metadata_max_bytes: int = 64 * KIB
+    patch_operations_max: int = 1000
+
+    # Image data.
+    data_chunk_bytes: int = MIB
+    data_store_max_bytes: int = 1 << 60
+    data_cache_max_bytes: int = 50 * GIB
+    uploads_max: int = 64
+    downloads_max: int = 512
+    # Seconds without a byte from an uploading client, or from the zone that data is fetched from.
+    upload_idle_max_s: float = 60
+    fetch_idle_max_s: float = 10
+    fetch_attempts_max: int = 5
+    interzone_streams_max: int = 128
+
+    requests_max: int = 1024
+    # What a stopping gateway waits for requests that are under way.
+    shutdown_grace_s: float = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files of the gateway's own certificate (CN = gateway, OU = gateway, O = zone) and the cluster's CA."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """Who may ask: `methods` are tried in order; `none` makes everyone an administrator of `none_project`."""
+
+    methods: tuple[str, ...] = ("tokens",)
+    tokens_file: Path | None = None
+    none_project: str = "admin"
+    allow_none_off_loopback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A gateway's configuration, checked."""
+
+    zone: str
+    gateway: str
+    data_dir: Path
+    listen: tuple[str, int]
+    endpoints: tuple[str, ...]
+    public_url: str | None = None
+    interzone_listen: tuple[str, int] | None = None
+    advertise: str | None = None
+    tls: Tls | None = None
+    auth: Auth = field(default_factory=Auth)
+    limits: Limits = field(default_factory=Limits)
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file; relative paths in it are relative to its directory."""
+    try:
+        raw = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    return parse(raw, path.resolve().parent)
+
+
+def parse(raw: dict[str, Any], base: Path) -> Config:
+    """Check the decoded file; `base` is what relative paths start from."""
+    _known(raw, "", {"zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "limits"})
+    images, interzone, registry = (_table(raw, name) for name in ("images", "interzone", "registry"))
+    _known(images, "images.", {"listen", "public_url"})
+    _known(interzone, "interzone.", {"listen", "advertise"})
+    _known(registry, "registry.", {"endpoints"})
+    config = Config(
+        zone=_name(raw, "zone"),
+        gateway=_name(raw, "gateway"),
+        data_dir=base / _text(raw, "data_dir"),
+        listen=_address(images, "images.listen"),
+        public_url=images.get("public_url"),
+        interzone_listen=_address(interzone, "interzone.listen") if interzone else None,
+        advertise=interzone.get("advertise"),
+        endpoints=_endpoints(registry),
+        tls=_tls(raw, base),
+        auth=_auth(_table(raw, "auth"), base),
+        limits=_limits(_table(raw, "limits")),
+    )
+    _check_together(config)
+    return config
+
+
+def _check_together(config: Config) -> None:
+    """What one key means for another."""
+    if "none" in config.auth.methods and not config.auth.allow_none_off_loopback and not _loopback(config.listen[0]):
+        raise ConfigError(
+            'auth.methods contains "none" but images.listen is not a loopback address: everyone who reaches it would be an '
+            "administrator; listen on 127.0.0.1, use tokens, or set auth.allow_none_off_loopback = true"
+        )
+    if "tokens" in config.auth.methods and config.auth.tokens_file is None:
+        raise ConfigError('auth.methods contains "tokens": set auth.tokens_file (made by `zonegw token create`)')
+    if config.tls is None and (config.interzone_listen or any(e.startswith("https:") for e in config.endpoints)):
+        raise ConfigError("https endpoints and the interzone listener need [tls] with ca, cert and key")
+    if config.interzone_listen and not config.advertise:
+        raise ConfigError(
+            'interzone.advertise is missing: write the URL at which other zones reach it, "https://HOST:PORT"'
+        )
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _known(table: dict[str, Any], prefix: str, names: set[str]) -> None:
+    for key in table:
+        if key not in names:
+            raise ConfigError(f"unknown key {prefix}{key}; known are: {', '.join(sorted(names))}")
+
+
+def _table(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    value = raw.get(name, {})
+    if not isinstance(value, dict):
+        raise ConfigError(f"[{name}] must be a table")
+    return value
+
+
+def _text(raw: dict[str, Any], key: str) -> str:
+    value = raw.get(key)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f'{key} is missing or not a text; write {key} = "..."')
+    return value
+
+
+def _name(raw: dict[str, Any], key: str) -> str:
+    value = _text(raw, key)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+        raise ConfigError(f"{key} must be 1 to 63 letters, digits, '-', '_' or '.', the first no sign, not {value!r}")
+    return value
+
+
+def _address(table: dict[str, Any], key: str) -> tuple[str, int]:
+    host, _, port = _text(table, key.rpartition(".")[2]).rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f'{key} must be "HOST:PORT"')
+    return host.strip("[]"), int(port)
+
+
+def _endpoints(registry: dict[str, Any]) -> tuple[str, ...]:
+    value = registry.get("endpoints")
+    if not isinstance(value, list) or not value or not all(isinstance(e, str) and "://" in e for e in value):
+        raise ConfigError('registry.endpoints must be a list of URLs, as ["https://HOST:PORT"]')
+    return tuple(value)
+
+
+def _tls(raw: dict[str, Any], base: Path) -> Tls | None:
+    table = _table(raw, "tls")
+    if not table:
+        return None
+    _known(table, "tls.", {"ca", "cert", "key"})
+    paths = {name: base / _text(table, name) for name in ("ca", "cert", "key")}
+    for name, path in paths.items():
+        if not path.is_file():
+            raise ConfigError(f"tls.{name}: there is no file {path}")
+    return Tls(**paths)
+
+
+def _auth(table: dict[str, Any], base: Path) -> Auth:
+    _known(table, "auth.", {"methods", "tokens_file", "none_project", "allow_none_off_loopback"})
+    methods = table.get("methods", ["tokens"])
+    if not isinstance(methods, list) or not methods or any(m not in ("tokens", "none") for m in methods):
+        raise ConfigError('auth.methods must be a list of "tokens" and "none"')
+    tokens_file = table.get("tokens_file")
+    return Auth(
+        methods=tuple(methods),
+        tokens_file=base / tokens_file if tokens_file else None,
+        none_project=table.get("none_project", "admin"),
+        allow_none_off_loopback=table.get("allow_none_off_loopback") is True,
+    )
+
+
+def _limits(table: dict[str, Any]) -> Limits:
+    kinds = {f.name: type(f.default) for f in fields(Limits)}
+    for name, value in table.items():
+        if name not in kinds:
+            raise ConfigError(f"unknown bound limits.{name}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ConfigError(f"limits.{name} must be a positive number")
+        if kinds[name] is int and not isinstance(value, int):
+            raise ConfigError(f"limits.{name} must be a whole number")
+    return Limits(**table)
+
+
+def render(
+    *,
+    zone: str,
+    gateway: str,
+    data_dir: str,
+    listen: str,
+    endpoints: list[str],
+    tokens_file: str | None = None,
+    interzone_listen: str | None = None,
+    advertise: str | None = None,
+    tls: dict[str, str] | None = None,
+    public_url: str | None = None,
+    limits: dict[str, int | float] | None = None,
+) -> str:
+    """The text of a zonegw.toml; without `tokens_file` the method is `none`, which `listen` must then allow."""
+    auth = {"methods": ["tokens"], "tokens_file": tokens_file} if tokens_file else {"methods": ["none"]}
+    tables: dict[str, dict[str, Any] | None] = {
+        "images": {"listen": listen, "public_url": public_url},
+        "interzone": {"listen": interzone_listen, "advertise": advertise} if interzone_listen else None,
+        "registry": {"endpoints": endpoints},
+        "tls": dict(tls) if tls else None,
+        "auth": auth,
+        "limits": dict(limits) if limits else None,
+    }
+    lines = [
+        f"{key} = {_literal(value)}" for key, value in (("zone", zone), ("gateway", gateway), ("data_dir", data_dir))
+    ]
+    for name, table in tables.items():
+        if table:
+            lines += ["", f"[{name}]", *(f"{k} = {_literal(v)}" for k, v in table.items() if v is not None)]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    """A TOML literal of a text, number, truth value or list of texts."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(_literal(v) for v in value) + "]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return str(value)

@@ -1,0 +1,384 @@
+"""Drainer: brings pending writes to the registry, in order, exactly once; keeps the session open and IDs on hand.
+
+One batch is in flight at a time. Its writes are marked as sent, durably, before they leave, and sent again unchanged
+until the registry's verdict on them is known. A refused write is parked. When the session is lost, IDs are sealed,
+everything pending is parked, and a new session lets the zone go on.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+from uuid import uuid4
+
+from zonegw import errors, store_identity
+from zonegw.catalogue import Catalogue
+from zonegw.config import Config
+from zonegw.errors import (
+    Conflict,
+    Degraded,
+    Forbidden,
+    GatewayError,
+    NotFound,
+    OutcomeUnknown,
+    RegistryAway,
+    RegistryRefused,
+)
+from zonegw.id_pool import IdPool
+from zonegw.metrics import GatewayMetrics
+from zonegw.store import Store, Txn
+from zonegw.write_queue import PendingWrite, Session, WriteQueue
+
+log = logging.getLogger(__name__)
+
+# Lost sessions remembered for people.
+LOSSES_MAX = 100
+_LOST = ("session_diverged", "session_fenced")
+
+
+class SessionLost(Exception):
+    """The registry fenced the session or found it diverged."""
+
+
+class Link(Protocol):
+    """What draining needs of the uplink."""
+
+    @property
+    def up(self) -> bool: ...
+
+    async def open_session(self, session: dict[str, Any]) -> dict[str, Any]: ...
+
+    async def session_operations(self, session: str, operations: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
+
+    async def grant_block(self, *, gateway: str, session: str, size: int, token: int) -> dict[str, Any]: ...
+
+
+class Drainer:
+    """The session of one gateway; `on_deleted` gets the registry's locations of what was deleted."""
+
+    def __init__(
+        self, store: Store, queue: WriteQueue, ids: IdPool, catalogue: Catalogue, link: Link, config: Config,
+        metrics: GatewayMetrics, *, on_deleted: Callable[[Txn, list[dict[str, Any]]], None],
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._queue = queue
+        self._ids = ids
+        self._catalogue = catalogue
+        self._link = link
+        self._config = config
+        self._limits = config.limits
+        self._metrics = metrics
+        self._on_deleted = on_deleted
+        self._wake = asyncio.Event()
+        self._verdicts: dict[int, asyncio.Future[None]] = {}
+        self._opened = False
+        self.last_error: str | None = None
+        self.on_drained: Callable[[], None] = lambda: None
+
+    # For the use cases.
+
+    def wake(self) -> None:
+        """Something was queued."""
+        self._wake.set()
+
+    def link_changed(self, up: bool) -> None:
+        """A new connection starts with the handshake."""
+        self._opened = False
+        self._wake.set()
+
+    async def verdict(self, position: int) -> None:
+        """Wait for the registry's verdict on a write that is not acknowledged without it; raises its refusal."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._verdicts[position] = future
+        self._wake.set()
+        try:
+            async with asyncio.timeout(self._limits.registry_wait_max_s):
+                await future
+        except TimeoutError:
+            raise OutcomeUnknown(
+                f"the registry gave no verdict within {self._limits.registry_wait_max_s} s; the write stays queued as "
+                f"position {position} and will be drained or parked"
+            ) from None
+        finally:
+            del self._verdicts[position]
+
+    # The loop.
+
+    async def run(self) -> None:
+        """For ever: drain what is there, then wait for more."""
+        delay = self._limits.retry_delay_min_s
+        while True:
+            self._wake.clear()
+            try:
+                if await self._step():
+                    delay = self._limits.retry_delay_min_s
+                    continue
+                self.last_error = None
+                self.on_drained()
+                await self._idle()
+            except SessionLost as lost:
+                self._lose_session(str(lost))
+            except (RegistryAway, RegistryRefused) as error:
+                self.last_error = str(error)
+                self._opened = False
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, self._limits.retry_delay_max_s)
+
+    async def _idle(self) -> None:
+        try:
+            async with asyncio.timeout(self._limits.retry_delay_max_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _step(self) -> bool:
+        """Handshake, IDs, one batch; whether there may be more to do at once."""
+        if not self._link.up:
+            return False
+        session = await self._open_session()
+        await self._fill_pool(session)
+        batch = await self._next_batch(session)
+        if not batch:
+            self._prune()
+            return False
+        await self._send(session, batch)
+        return True
+
+    # Session and IDs.
+
+    async def _open_session(self) -> Session:
+        session = self._session()
+        if self._opened:
+            return session
+        await self._store.durable()
+        answer = await self._refusing_fence(self._link.open_session({
+            "gateway": self._config.gateway, "zone": self._config.zone, "session": session.uuid,
+            "highest_sequence": session.highest_sequence, "acked_sequence": session.acked_sequence,
+            "acked_hash": session.acked_hash,
+        }))  # fmt: skip
+        last = answer["last_sequence"]
+        if answer.get("diverged") or not session.acked_sequence <= last <= session.highest_sequence:
+            raise SessionLost(
+                f"session_diverged: the registry has operation {last} of the session, this gateway's store "
+                f"{session.acked_sequence} to {session.highest_sequence}: the store is older than what was sent from it"
+            )
+        session.token = answer["token"]
+        with self._store.transaction() as txn:
+            self._queue.save_session(txn, session)
+        self._opened = True
+        return session
+
+    def _session(self) -> Session:
+        session = self._queue.session(self._store.read())
+        if session is None:
+            session = Session(str(uuid4()), 1)
+            with self._store.transaction() as txn:
+                self._queue.save_session(txn, session)
+        return session
+
+    @staticmethod
+    async def _refusing_fence(call: Any) -> Any:
+        try:
+            return await call
+        except RegistryRefused as refused:
+            if refused.code in _LOST:
+                raise SessionLost(str(refused)) from refused
+            raise
+
+    async def _fill_pool(self, session: Session) -> None:
+        """Ask for IDs until the runway is on hand."""
+        wanted = self._ids.wanted(self._store.read())
+        while wanted is not None:
+            grant = await self._refusing_fence(
+                self._link.grant_block(
+                    gateway=self._config.gateway, session=session.uuid, size=wanted, token=session.token or 0
+                )
+            )
+            with self._store.transaction() as txn:
+                self._ids.add(txn, grant["first"], grant["last"], grant["token"])
+                store_identity.record(txn, self._store.directory)
+            wanted = self._ids.wanted(self._store.read())
+
+    def _lose_session(self, reason: str) -> None:
+        """Seal the IDs, park everything pending, start a new session: one transaction."""
+        with self._store.transaction() as txn:
+            session = self._queue.session(txn)
+            lost_ids = self._ids.seal(txn, reason)
+            parked = self._queue.park_all(txn, {"code": "session_lost", "message": reason})
+            for write in parked:
+                self._catalogue.park(txn, write.uuid, write.position)
+            losses = txn.row("meta", b"losses") or []
+            losses.append({
+                "session": session.uuid if session else None, "reason": reason, "at_us": time.time_ns() // 1000,
+                "parked": len(parked), "ids_given_up": lost_ids,
+            })  # fmt: skip
+            txn.put_row("meta", b"losses", losses[-LOSSES_MAX:])
+            self._queue.save_session(txn, Session(str(uuid4()), (session.ordinal if session else 0) + 1))
+        self._opened = False
+        self.last_error = reason
+        for write in parked:
+            self._tell(write, Conflict(f"the gateway's session was lost, the write is parked: {reason}"))
+        log.error("session lost (%s): %d pending writes parked, %d IDs sealed", reason, len(parked), lost_ids)
+
+    # Batches.
+
+    async def _next_batch(self, session: Session) -> list[PendingWrite]:
+        """What was sent without a verdict, else new writes, marked as sent durably."""
+        read = self._store.read()
+        sent = []
+        for write in self._queue.pending(read):
+            if write.sequence is None or len(sent) >= self._limits.session_window:
+                break
+            sent.append(write)
+        if sent:
+            await self._store.durable()
+            return sent
+        fresh = self._pick(read)
+        if fresh:
+            with self._store.transaction() as txn:
+                for write in fresh:
+                    self._queue.mark_sent(txn, session, write, self._final(txn, write))
+                self._queue.save_session(txn, session)
+            await self._store.durable()
+        return fresh
+
+    def _pick(self, txn: Txn) -> list[PendingWrite]:
+        """Writes in order, until one depends on a verdict that is still out, or the batch is full.
+
+        An image's create may be followed by one write: it names the create, so the registry refuses both or none.
+        """
+        picked: list[PendingWrite] = []
+        changed: set[str] = set()
+        size = 0
+        for write in self._queue.pending(txn):
+            size += len(write.row())
+            full = len(picked) >= self._limits.session_window or size > self._limits.drain_batch_max_bytes
+            if write.uuid in changed or (picked and full):
+                break
+            if write.command["op"] != "create_image":
+                changed.add(write.uuid)
+            picked.append(write)
+        return picked
+
+    def _final(self, txn: Txn, write: PendingWrite) -> dict[str, Any]:
+        """The command as it goes out: the image named by the surest name there is, the base version up to date."""
+        command = dict(write.command)
+        if command["op"] == "create_image":
+            return command
+        create = self._queue.get(txn, write.create_position) if write.create_position is not None else None
+        if create is not None:
+            command.pop("base_version", None)
+            return command | {"image": {"sequence": create.sequence}}
+        image = self._catalogue.registered(txn, write.uuid)
+        if image is not None:
+            command["image"] = {"number": image["number"], "uuid": image["uuid"]}
+        else:
+            command["image"] = {name: value for name, value in command["image"].items() if value is not None}
+        if "base_version" in command:
+            attributes = [*command["set"], *command["unset"]]
+            base = self._catalogue.base_for(txn, write.uuid, command["base_version"], attributes)
+            command["base_version"] = max(1, base)
+        return command
+
+    async def _send(self, session: Session, batch: list[PendingWrite]) -> None:
+        operations = [{"sequence": w.sequence, "previous_hash": w.previous_hash, "payload": w.payload} for w in batch]
+        try:
+            results = await self._refusing_fence(self._link.session_operations(session.uuid, operations))
+        except RegistryRefused as refused:
+            if refused.code == "sequence_gap" or len(batch) > 1:
+                await self._send_singly(session, batch, refused)
+                return
+            self._retract(session, batch[0], refused)
+            return
+        self._settle(session, batch, results)
+
+    async def _send_singly(self, session: Session, batch: list[PendingWrite], refused: RegistryRefused) -> None:
+        """A request was refused as a whole: find the write that is to blame by sending the first alone."""
+        if refused.code == "sequence_gap":
+            raise RegistryAway(str(refused))
+        await self._send(session, batch[:1])
+
+    def _retract(self, session: Session, write: PendingWrite, refused: RegistryRefused) -> None:
+        """The registry would not even take the write into the session: park it; what came behind gets new sequences."""
+        reason = {"code": refused.code, "message": refused.message}
+        with self._store.transaction() as txn:
+            for parked in self._queue.retract(txn, session, write, reason):
+                self._catalogue.park(txn, parked.uuid, parked.position)
+        log.error("write %d parked: %s", write.position, refused)
+        self._tell(write, _refusal(reason))
+
+    def _settle(self, session: Session, batch: list[PendingWrite], results: list[dict[str, Any]]) -> None:
+        """Take the verdicts in order; ack or park is one transaction with what readers see."""
+        for write, result in zip(batch, results, strict=False):
+            if "error" in result:
+                self._check_outer(result["error"])
+                return
+            inner = result["ok"]["result"]
+            with self._store.transaction() as txn:
+                if "ok" in inner:
+                    self._acked(txn, session, write, inner["ok"])
+                else:
+                    self._refused(txn, session, write, inner["error"])
+            self._tell(write, None if "ok" in inner else _refusal(inner["error"]))
+
+    @staticmethod
+    def _check_outer(error: dict[str, Any]) -> None:
+        if error["code"] in _LOST:
+            raise SessionLost(f"{error['code']}: {error['message']}")
+        if error["code"] == "sequence_gap":
+            raise RegistryAway(f"sequence_gap: {error['message']}")
+        raise RegistryRefused(error["code"], error["message"])
+
+    def _acked(self, txn: Txn, session: Session, write: PendingWrite, ok: dict[str, Any]) -> None:
+        before = self._catalogue.registered(txn, write.uuid)
+        self._queue.ack(txn, session, write, {name: ok.get(name) for name in ("number", "version", "revision")})
+        self._catalogue.acknowledge(txn, write.uuid, write.position, ok)
+        if write.command["op"] == "delete_image" and before is not None:
+            self._on_deleted(txn, before["locations"])
+        self._metrics.drained.labels("acked").inc()
+
+    def _refused(self, txn: Txn, session: Session, write: PendingWrite, error: dict[str, Any]) -> None:
+        reason = {name: value for name, value in error.items() if name != "image"}
+        if write.position in self._verdicts:
+            self._queue.refuse(txn, session, write)
+            gone = [write]
+        else:
+            gone = self._queue.park(txn, session, write, reason)
+            log.error("write %d on image %s parked: %s", write.position, write.uuid, reason)
+        for later in gone:
+            self._catalogue.park(txn, later.uuid, later.position)
+        self._metrics.drained.labels("refused").inc()
+
+    def _tell(self, write: PendingWrite, refusal: GatewayError | None) -> None:
+        future = self._verdicts.get(write.position)
+        if future is None or future.done():
+            return
+        if refusal is None:
+            future.set_result(None)
+        else:
+            future.set_exception(refusal)
+
+    def _prune(self) -> None:
+        """Forget drained writes past their time, sooner when the quota presses."""
+        pressed = self._store.used_bytes() > self._limits.store_soft_limit_bytes * 3 // 4
+        read = self._store.read()
+        if not self._queue.prunable(read, under_pressure=pressed):
+            return
+        with self._store.transaction() as txn:
+            self._queue.prune(txn, under_pressure=pressed)
+        self._wake.set()
+
+
+def _refusal(error: dict[str, Any]) -> GatewayError:
+    """The registry's refusal as the client's answer."""
+    code, message = error["code"], error["message"]
+    if code in ("image_not_found", "image_deleted"):
+        return NotFound(message)
+    if code in ("protected", "forbidden"):
+        return Forbidden(message)
+    if code.startswith("home_zone"):
+        return Degraded(message)
+    if code == "invalid":
+        return errors.BadRequest(message)
+    return Conflict(message)

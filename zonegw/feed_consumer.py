@@ -1,0 +1,149 @@
+"""Feed consumer: keeps the catalogue a copy of the registry's metadata, and knows how old that copy is.
+
+Staleness is what the source said about itself plus the monotonic time that passed here since; no wall clock takes part.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+from zonegw.catalogue import Catalogue, Position
+from zonegw.config import Limits
+from zonegw.errors import FeedGone, RegistryAway, RegistryRefused
+from zonegw.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """The registry's feed."""
+
+    def bootstrap(self) -> AsyncIterator[dict[str, Any]]: ...
+
+    def changes(self, position: Position) -> AsyncIterator[dict[str, Any]]: ...
+
+
+class FeedConsumer:
+    """Bootstraps, follows, resyncs; `on_deleted` gets every image that a tombstone removed."""
+
+    def __init__(
+        self, store: Store, catalogue: Catalogue, source: Source, limits: Limits,
+        *, on_deleted: Callable[[dict[str, Any]], None], clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._catalogue = catalogue
+        self._source = source
+        self._limits = limits
+        self._on_deleted = on_deleted
+        self._clock = clock
+        self._fresh: tuple[float, float] | None = None
+        self._resync = False
+        self.current = False
+        self.last_error: str | None = None
+        self.resyncs = 0
+        self.on_current: Callable[[], None] = lambda: None
+
+    def staleness_s(self) -> float | None:
+        """Age of the catalogue in seconds; None when no source has said yet."""
+        if self._fresh is None:
+            return None
+        staleness, at = self._fresh
+        return staleness + self._clock() - at
+
+    async def run(self) -> None:
+        """For ever."""
+        delay = self._limits.retry_delay_min_s
+        while True:
+            try:
+                await self._consume()
+                delay = self._limits.retry_delay_min_s
+            except FeedGone as error:
+                log.warning("feed: resync, for %s", error)
+                self._resync = True
+                self.resyncs += 1
+            except (RegistryAway, RegistryRefused, TimeoutError) as error:
+                self.last_error = str(error) or "the feed fell silent"
+            self.current = False
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, self._limits.retry_delay_max_s)
+
+    async def _consume(self) -> None:
+        if self._resync or self._catalogue.position(self._store.read()) is None:
+            await self._bootstrap()
+            self._resync = False
+        position = self._catalogue.position(self._store.read())
+        if position is None:
+            raise AssertionError("a bootstrap leaves a position")
+        messages = self._source.changes(position)
+        while True:
+            async with asyncio.timeout(self._limits.feed_silence_max_s):
+                message = await anext(messages, None)
+            if message is None:
+                return
+            self._take(message)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        """Apply one message of the feed in one transaction with the position."""
+        position = self._catalogue.position(self._store.read())
+        if position is not None and message["position"][0] != position[0]:
+            raise FeedGone(f"epoch {message['position'][0]} instead of {position[0]}")
+        if position is None or message["position"] > position:
+            with self._store.transaction() as txn:
+                deleted = self._apply(txn, message)
+                self._catalogue.advance(txn, message["position"])
+            if deleted is not None:
+                self._on_deleted(deleted)
+        if message["type"] == "heartbeat":
+            self._heard(message)
+
+    def _apply(self, txn: Any, message: dict[str, Any]) -> dict[str, Any] | None:
+        if message["type"] != "change" or message.get("kind") != "image":
+            return None
+        return self._catalogue.apply_change(txn, message)
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        staleness = message.get("staleness_s")
+        if staleness is not None:
+            self._fresh = (staleness, self._clock())
+        self.last_error = None
+        if not self.current:
+            self.current = True
+            self.on_current()
+
+    async def _bootstrap(self) -> None:
+        """Copy every image, merged by version; then forget what the registry no longer has."""
+        with self._store.transaction() as txn:
+            self._catalogue.begin_bootstrap(txn)
+        start: Position | None = None
+        async for chunk in self._source.bootstrap():
+            start = start or chunk["start"]
+            self._check_start(start)
+            with self._store.transaction() as txn:
+                for image in chunk["images"]:
+                    self._catalogue.put_bootstrapped(txn, image)
+            await self._store.durable()
+        if start is None:
+            raise RegistryAway("the bootstrap gave nothing, not even its start")
+        await self._forget_unseen()
+        with self._store.transaction() as txn:
+            self._catalogue.settle_overlay(txn, start[1])
+            self._catalogue.begin_epoch(txn, start)
+            self._catalogue.advance(txn, start)
+        await self._store.durable()
+        log.info("bootstrapped up to %s", start)
+
+    def _check_start(self, start: Position) -> None:
+        position = self._catalogue.position(self._store.read())
+        if position is not None and position[0] == start[0] and start < position:
+            raise RegistryAway(f"the source is at {start}, behind this catalogue's {position}")
+
+    async def _forget_unseen(self) -> None:
+        after: bytes | None = b""
+        while after is not None:
+            with self._store.transaction() as txn:
+                doomed, after = self._catalogue.unseen(txn, after, self._limits.list_chunk_rows)
+                for key in doomed:
+                    self._catalogue.forget(txn, key)
+            await self._store.durable()

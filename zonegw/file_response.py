@@ -1,0 +1,125 @@
+"""Answers whose body is a file: whole or one range, by sendfile where the connection is plain, bounded memory always."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from zonegw.errors import BadRequest, RangeUnsatisfiable
+
+# Yields the bytes from start up to end in pieces of at most the third argument.
+Reader = Callable[[int, int, int], AsyncIterator[bytes]]
+
+# One call of sendfile; it may wait for the disk, so it runs in a worker thread.
+SENDFILE_BYTES = 4 << 20
+
+
+def requested_range(request: web.Request, size: int) -> tuple[int, int] | None:
+    """(start, end) of the Range header, end exclusive; None for the whole. Raises RangeUnsatisfiable, BadRequest."""
+    try:
+        wanted = request.http_range
+    except ValueError:
+        raise BadRequest(f"the Range header is not understood: {request.headers.get('Range')!r}") from None
+    if wanted.start is None and wanted.stop is None:
+        return None
+    start = wanted.start or 0
+    if start < 0:
+        start = max(0, size + start)
+    end = size if wanted.stop is None else min(wanted.stop, size)
+    if start >= end:
+        raise RangeUnsatisfiable(f"the range lies outside the {size} bytes of the image", size=size)
+    return start, end
+
+
+def begin(request: web.Request, size: int, headers: dict[str, str]) -> tuple[web.StreamResponse, int, int]:
+    """The response's head for a file of `size`, and what part of it is the body."""
+    part = requested_range(request, size)
+    start, end = part or (0, size)
+    response = web.StreamResponse(status=206 if part else 200, headers=headers)
+    response.headers["Accept-Ranges"] = "bytes"
+    response.content_length = end - start
+    if part:
+        response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    return response, start, end
+
+
+async def send_file(request: web.Request, path: Path, headers: dict[str, str], chunk_bytes: int) -> web.StreamResponse:
+    """Answer with the file's bytes."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        response, start, end = begin(request, os.fstat(handle).st_size, headers)
+        transport = request.transport
+        plain = transport is not None and transport.get_extra_info("sslcontext") is None
+        writer = await response.prepare(request)
+        if plain and transport is not None and writer is not None:
+            writer.send_headers()
+            await _sendfile(transport, handle, start, end)
+        else:
+            await _copy(response, handle, start, end, chunk_bytes)
+        await response.write_eof()
+        return response
+    finally:
+        os.close(handle)
+
+
+async def send_stream(
+    request: web.Request, size: int, headers: dict[str, str], read: Reader, chunk_bytes: int
+) -> web.StreamResponse:
+    """Answer with bytes that come in while they are sent."""
+    response, start, end = begin(request, size, headers)
+    await response.prepare(request)
+    async for piece in read(start, end, chunk_bytes):
+        await response.write(piece)
+    await response.write_eof()
+    return response
+
+
+async def _copy(response: web.StreamResponse, handle: int, start: int, end: int, chunk_bytes: int) -> None:
+    while start < end:
+        piece = await asyncio.to_thread(os.pread, handle, min(chunk_bytes, end - start), start)
+        if not piece:
+            raise OSError("the file is shorter than it was")
+        await response.write(piece)
+        start += len(piece)
+
+
+async def _sendfile(transport: asyncio.Transport, handle: int, start: int, end: int) -> None:
+    """Let the kernel copy; a slow client holds no thread, for the loop waits until its socket takes more."""
+    await _flushed(transport)
+    socket = os.dup(transport.get_extra_info("socket").fileno())
+    try:
+        while start < end:
+            if transport.is_closing():
+                raise ConnectionResetError("the client is gone")
+            try:
+                sent = await asyncio.to_thread(os.sendfile, socket, handle, start, min(SENDFILE_BYTES, end - start))
+            except BlockingIOError:
+                await _writable(socket)
+                continue
+            if sent == 0:
+                raise OSError("the file is shorter than it was")
+            start += sent
+    finally:
+        os.close(socket)
+
+
+async def _flushed(transport: asyncio.Transport) -> None:
+    """Wait until nothing that was written before is still in the transport's buffer."""
+    while transport.get_write_buffer_size() > 0 and not transport.is_closing():
+        socket = os.dup(transport.get_extra_info("socket").fileno())
+        try:
+            await _writable(socket)
+        finally:
+            os.close(socket)
+
+
+async def _writable(socket: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(socket, lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_writer(socket)

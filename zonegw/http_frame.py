@@ -1,0 +1,132 @@
+"""What every answer of the images listener has in common: request ID, identity, errors as HTTP, state headers."""
+
+import asyncio
+import html
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+from uuid import uuid4
+
+import orjson
+from aiohttp import web
+
+from zonegw.auth import Authenticator, Identity
+from zonegw.config import Limits
+from zonegw.errors import BodyTooLarge, GatewayError, RangeUnsatisfiable, Unavailable
+from zonegw.metrics import GatewayMetrics
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
+Stamp = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/", "/versions", "/healthcheck", "/metrics", "/zonegw/v1/status"})
+
+
+class Freshness(Protocol):
+    """How current the gateway's answers are."""
+
+    @property
+    def state(self) -> str: ...
+
+    def staleness_s(self) -> float | None: ...
+
+    def cursor(self) -> str: ...
+
+
+def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> tuple[Middleware, Stamp]:
+    """The outermost middleware, which turns errors into answers, and what stamps the headers of every answer."""
+    running = 0
+
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal running
+        request["request_id"] = f"req-{uuid4()}"
+        running += 1
+        try:
+            if running > limits.requests_max:
+                raise Unavailable("too many requests at once (limits.requests_max)", retry_after_s=1)
+            response = await handler(request)
+        except web.HTTPException as error:
+            response = _from_aiohttp(request, error)
+        except (TimeoutError, GatewayError) as error:
+            refusal = error if isinstance(error, GatewayError) else Unavailable("this took too long")
+            response = error_response(request, refusal)
+        except (ConnectionResetError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("%s %s failed (%s)", request.method, request.path, request["request_id"])
+            response = _text_response(request, 500, "The gateway failed to answer; its log has the reason.")
+        finally:
+            running -= 1
+        metrics.requests.labels(route_of(request), str(response.status)).inc()
+        return response
+
+    async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+        staleness = freshness.staleness_s()
+        response.headers["x-openstack-request-id"] = request.get("request_id", "")
+        response.headers["X-Zonegw-State"] = freshness.state
+        response.headers["X-Zonegw-Staleness"] = "unknown" if staleness is None else f"{staleness:.3f}"
+        response.headers["X-Zonegw-Revision"] = freshness.cursor()
+
+    return answer, stamp
+
+
+def route_of(request: web.Request) -> str:
+    """The route's pattern: a bounded label, never an ID."""
+    resource = request.match_info.route.resource
+    return f"{request.method} {resource.canonical}" if resource is not None else "unknown"
+
+
+def identifying(authenticator: Authenticator) -> Middleware:
+    """Puts the identity into the request; only a few paths answer without one."""
+
+    @web.middleware
+    async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in OPEN_PATHS:
+            request["identity"] = authenticator.identify(request.headers.get("X-Auth-Token"))
+        return await handler(request)
+
+    return identify
+
+
+def identity(request: web.Request) -> Identity:
+    found: Identity = request["identity"]
+    return found
+
+
+def error_response(request: web.Request, error: GatewayError) -> web.Response:
+    """A refusal as HTTP; clients print the text."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, RangeUnsatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size}"
+    if error.http_status == 401:
+        headers["WWW-Authenticate"] = "Token"
+    return _text_response(request, error.http_status, error.message, headers, error.code)
+
+
+def _from_aiohttp(request: web.Request, error: web.HTTPException) -> web.Response:
+    """aiohttp's own refusals: unknown route, wrong method, body too large."""
+    if error.status == 413:
+        return error_response(request, BodyTooLarge("the body is larger than this operation takes"))
+    headers = {name: error.headers[name] for name in ("Allow", "Location") if name in error.headers}
+    return _text_response(request, error.status, error.text or error.reason, headers)
+
+
+def _text_response(
+    request: web.Request, status: int, message: str, headers: dict[str, str] | None = None, code: str = "error"
+) -> web.Response:
+    reason = web.Response(status=status).reason or ""
+    if "application/json" in request.headers.get("Accept", ""):
+        body = orjson.dumps({"code": f"{status} {reason}", "title": reason, "message": message, "error": code})
+        return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+    title = f"{status} {reason}"
+    text = (
+        f"<html>\n <head>\n  <title>{title}</title>\n </head>\n <body>\n  <h1>{title}</h1>\n"
+        f"  {html.escape(message, quote=False)}<br /><br />\n\n\n </body>\n</html>"
+    )
+    return web.Response(status=status, text=text, content_type="text/html", charset="UTF-8", headers=headers)

@@ -1,0 +1,336 @@
+"""Use cases on image metadata: create, update, delete, show.
+
+Writes to images whose home is this zone are answered from the write-ahead queue: acknowledged = fsynced there. Writes to
+other images need the registry's verdict and are refused while the uplink is down.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID, uuid4
+
+from zonegw import visibility
+from zonegw.auth import Identity
+from zonegw.catalogue import Catalogue
+from zonegw.config import Limits
+from zonegw.errors import BadRequest, BodyTooLarge, Conflict, Degraded, Forbidden, NotFound
+from zonegw.id_pool import IdPool
+from zonegw.store import Store, Txn, pack
+from zonegw.write_queue import WriteQueue
+
+Image = dict[str, Any]
+
+DISK_FORMATS = ("ami", "ari", "aki", "vhd", "vhdx", "vmdk", "raw", "qcow2", "vdi", "ploop", "iso")
+CONTAINER_FORMATS = ("ami", "ari", "aki", "bare", "ovf", "ova", "docker", "compressed")
+VISIBILITIES = ("community", "public", "private", "shared")
+# Attributes that a client may set; the others of an image are the gateway's and the registry's.
+WRITABLE = {
+    "name": None, "disk_format": None, "container_format": None, "visibility": "shared", "owner": None, "min_disk": 0,
+    "min_ram": 0, "protected": False, "os_hidden": False,
+}  # fmt: skip
+INT32_MAX = 2**31 - 1
+
+
+class Registry(Protocol):
+    """What images need of the way to the registry."""
+
+    def available(self) -> bool: ...
+
+    def away_reason(self) -> str: ...
+
+    async def verdict(self, position: int) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Who asks, and under which request ID."""
+
+    who: Identity
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """An update: attributes to set, attributes to unset, as the registry names them (`properties.NAME`, `tags`)."""
+
+    set: dict[str, Any]
+    unset: list[str]
+
+
+class Images:
+    """Metadata use cases of one gateway."""
+
+    def __init__(
+        self,
+        store: Store,
+        queue: WriteQueue,
+        ids: IdPool,
+        catalogue: Catalogue,
+        *,
+        zone: str,
+        gateway: str,
+        limits: Limits,
+    ) -> None:
+        self.store = store
+        self.queue = queue
+        self.ids = ids
+        self.catalogue = catalogue
+        self.zone = zone
+        self.gateway = gateway
+        self.limits = limits
+        self.registry: Registry | None = None
+        self.is_uploading: Callable[[str], bool] = lambda uuid: False
+        self.on_garbage: Callable[[], None] = lambda: None
+
+    # Reads.
+
+    async def show(self, who: Identity, uuid: str) -> Image:
+        """The image, once what it shows is on the disk. Raises NotFound for what `who` may not know of."""
+        image = self.find(self.store.read(), who, uuid)
+        await self.store.durable()
+        return image
+
+    def find(self, txn: Txn, who: Identity, uuid: str) -> Image:
+        try:
+            canonical = str(UUID(uuid))
+        except ValueError:
+            canonical = ""
+        image = self.catalogue.get(txn, canonical) if canonical == uuid.lower() else None
+        if image is None or not visibility.may_see(who, image):
+            raise NotFound(f"No image found with ID {uuid}")
+        return self.present(image)
+
+    def present(self, image: Image) -> Image:
+        """An image with its upload's state in it."""
+        if image["status"] == "queued" and self.is_uploading(image["uuid"]):
+            return image | {"status": "saving"}
+        return image
+
+    # Create.
+
+    async def create(
+        self,
+        request: Request,
+        uuid: str | None,
+        attributes: dict[str, Any],
+        properties: dict[str, str],
+        tags: list[str],
+    ) -> Image:
+        """Acknowledge a new image: ID taken, write queued, overlay laid, in one durable transaction."""
+        who = request.who
+        attributes = {**WRITABLE, "owner": who.project} | attributes
+        check_attributes(attributes, properties, tags, self.limits)
+        self._may_create(who, attributes)
+        uuid = uuid or str(uuid4())
+        with self.store.transaction(grows=True) as txn:
+            if self.catalogue.known(txn, uuid):
+                raise Conflict(f"Image ID {uuid} already exists!")
+            number = self.ids.take(txn)
+            position = self._append_create(txn, request, uuid, number, attributes, properties, tags)
+            image = self._initial(uuid, number, attributes, properties, tags)
+            self.catalogue.lay(txn, uuid, {"position": position, "kind": "create", "image": image})
+        await self._acknowledged()
+        return image
+
+    @staticmethod
+    def _may_create(who: Identity, attributes: dict[str, Any]) -> None:
+        if who.is_reader_only:
+            raise Forbidden("You are not authorized to complete this action: the role is reader")
+        if not visibility.may_own_as(who, attributes["owner"]):
+            raise Forbidden(f"You are not permitted to create images owned by '{attributes['owner']}'")
+        if not visibility.may_set_visibility(who, attributes["visibility"]):
+            raise Forbidden("You are not authorized to publicize images")
+
+    def _append_create(
+        self, txn: Txn, request: Request, uuid: str, number: int | None, attributes: dict[str, Any],
+        properties: dict[str, str], tags: list[str],
+    ) -> int:  # fmt: skip
+        command = {
+            "op": "create_image", "actor": self._actor(request), "uuid": uuid, "attributes": attributes,
+            "properties": properties, "tags": tags, "home_zone": self.zone,
+        }  # fmt: skip
+        if number is not None:
+            command["number"] = number
+        return self.queue.append(txn, uuid, command)
+
+    def _initial(
+        self, uuid: str, number: int | None, attributes: dict[str, Any], properties: dict[str, str], tags: list[str]
+    ) -> Image:
+        """The image as the zone shows it until the registry has it."""
+        now = self.catalogue.now_us()
+        return attributes | {
+            "number": number, "uuid": uuid, "version": 0, "revision": 0, "home_zone": self.zone, "status": "queued",
+            "size": None, "virtual_size": None, "checksum": None, "os_hash_algo": None, "os_hash_value": None,
+            "created_at": now, "updated_at": now, "tags": tags, "properties": properties, "locations": [],
+            "attribute_versions": {},
+        }  # fmt: skip
+
+    # Update and delete.
+
+    async def update(self, request: Request, uuid: str, changes: Changes) -> Image:
+        """Acknowledge an update of an image that `who` may change; without changes it is a read."""
+        image = self.writable(self.store.read(), request.who, uuid)
+        if not changes.set and not changes.unset:
+            await self.store.durable()
+            return image
+        self._check_update(request.who, image, changes)
+        with self.store.transaction(grows=True) as txn:
+            image = self.writable(txn, request.who, uuid)
+            position = self.append_update(txn, request, image, changes.set, changes.unset)
+        await self.settle(image, position)
+        return await self.show(request.who, uuid)
+
+    def _check_update(self, who: Identity, image: Image, changes: Changes) -> None:
+        if not visibility.may_set_visibility(who, changes.set.get("visibility", image["visibility"])):
+            raise Forbidden("You are not authorized to publicize images")
+        if not visibility.may_own_as(who, changes.set.get("owner", image["owner"])):
+            raise Forbidden("You are not permitted to modify 'owner' on this image")
+        after = image | {name: value for name, value in changes.set.items() if name in WRITABLE}
+        properties = dict(image["properties"])
+        for name, value in changes.set.items():
+            if name.startswith("properties."):
+                properties[name.removeprefix("properties.")] = value
+        for name in changes.unset:
+            properties.pop(name.removeprefix("properties."), None)
+        check_attributes(after, properties, changes.set.get("tags", image["tags"]), self.limits)
+
+    def append_update(
+        self, txn: Txn, request: Request, image: Image, values: dict[str, Any], unset: list[str],
+        *, add_locations: list[dict[str, Any]] | None = None, conditional: bool = True,
+    ) -> int:  # fmt: skip
+        """Queue an update and lay it over the image; `conditional` refuses it where another side changed the same."""
+        added = add_locations or []
+        command = {
+            "op": "update_image", "actor": self._actor(request), "image": self._reference(image), "set": values,
+            "unset": unset, "add_locations": added, "remove_locations": [],
+        }  # fmt: skip
+        if conditional:
+            command["base_version"] = image["version"]
+        patch = {"kind": "update", "set": values, "unset": unset, "add_locations": added, "remove_locations": []}
+        return self._append(txn, image["uuid"], command, patch)
+
+    async def delete(self, request: Request, uuid: str) -> None:
+        """Acknowledge a delete; bytes go when the registry has the tombstone, or at once if it never had the image."""
+        with self.store.transaction() as txn:
+            image = self.writable(txn, request.who, uuid)
+            if image["protected"]:
+                raise Forbidden(f"Image {uuid} is protected and cannot be deleted.")
+            command = {"op": "delete_image", "actor": self._actor(request), "image": self._reference(image)}
+            unsent = self._never_sent(txn, image["uuid"])
+            position = self._append(txn, image["uuid"], command, {"kind": "delete"})
+            if unsent:
+                self.discard_bytes(txn, image["locations"])
+        self.on_garbage()
+        await self.settle(image, position)
+
+    def _never_sent(self, txn: Txn, uuid: str) -> bool:
+        create = self.catalogue.create_pending(txn, uuid)
+        if create is None or create["state"] != "pending":
+            return False
+        write = self.queue.get(txn, create["position"])
+        return write is not None and write.sequence is None
+
+    def discard_bytes(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
+        """List own bytes of a deleted image for removal; durable, so that a crash can't leak them."""
+        for location in locations:
+            if location["zone"] == self.zone:
+                txn.put_row("garbage", location["key"].encode(), {"since_us": self.catalogue.now_us()})
+
+    def writable(self, txn: Txn, who: Identity, uuid: str) -> Image:
+        """The image, if `who` may change it now. Raises NotFound, Forbidden, Degraded."""
+        image = self.find(txn, who, uuid)
+        if not visibility.may_change(who, image):
+            raise Forbidden("You are not authorized to change this image")
+        if image["home_zone"] != self.zone and (self.registry is None or not self.registry.available()):
+            home = f"zone {image['home_zone']}" if image["home_zone"] else "the registry itself"
+            away = self.registry.away_reason() if self.registry else "no registry is configured"
+            raise Degraded(f"the home of this image is {home}, so this zone changes it only with the registry: {away}")
+        return image
+
+    def _append(self, txn: Txn, uuid: str, command: dict[str, Any], patch: dict[str, Any]) -> int:
+        """Queue a write about an existing image; behind a parked create it is parked at once."""
+        create = self.catalogue.create_pending(txn, uuid)
+        if create is not None and create["state"] == "parked":
+            position = self.queue.park_new(txn, uuid, command, create["position"])
+            patch = patch | {"state": "parked"}
+        else:
+            position = self.queue.append(txn, uuid, command, create["position"] if create else None)
+        self.catalogue.lay(txn, uuid, {"position": position} | patch)
+        return position
+
+    async def settle(self, image: Image, position: int) -> None:
+        """Wait for what acknowledges a write: own images the fsync, others the registry's verdict."""
+        await self._acknowledged()
+        if image["home_zone"] != self.zone and self.registry is not None:
+            await self.registry.verdict(position)
+
+    async def _acknowledged(self) -> None:
+        await self.store.durable()
+        if self.registry is not None:
+            self.registry.wake()
+
+    def _actor(self, request: Request) -> dict[str, Any]:
+        return request.who.actor(self.zone, self.gateway, request.request_id)
+
+    @staticmethod
+    def _reference(image: Image) -> dict[str, Any]:
+        return {"number": image["number"], "uuid": image["uuid"]}
+
+
+def check_attributes(attributes: dict[str, Any], properties: dict[str, str], tags: list[str], limits: Limits) -> None:
+    """Types, enumerations and bounds of what a client may set. Raises BadRequest or BodyTooLarge."""
+    for name in ("name", "owner"):
+        _check_text(name, attributes[name], limits.name_max_chars)
+    _check_choice("disk_format", attributes["disk_format"], (None, *DISK_FORMATS))
+    _check_choice("container_format", attributes["container_format"], (None, *CONTAINER_FORMATS))
+    _check_choice("visibility", attributes["visibility"], VISIBILITIES)
+    for name in ("min_disk", "min_ram"):
+        value = attributes[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= INT32_MAX:
+            raise BadRequest(f"Invalid value '{value}' for {name}: it must be an integer from 0 to {INT32_MAX}")
+    for name in ("protected", "os_hidden"):
+        if not isinstance(attributes[name], bool):
+            raise BadRequest(f"Invalid value '{attributes[name]}' for {name}: it must be true or false")
+    _check_formats_match(attributes)
+    _check_properties(properties, limits)
+    _check_tags(tags, limits)
+    if len(pack([attributes["name"], properties, tags])) > limits.metadata_max_bytes:
+        raise BodyTooLarge(f"the image's metadata is larger than {limits.metadata_max_bytes} bytes")
+
+
+def _check_formats_match(attributes: dict[str, Any]) -> None:
+    disk, container = attributes["disk_format"], attributes["container_format"]
+    if disk in ("ami", "ari", "aki") and container in ("ami", "ari", "aki") and disk != container:
+        raise BadRequest("Invalid mix of disk and container formats: for an Amazon image both must be the same")
+
+
+def _check_text(name: str, value: Any, chars: int) -> None:
+    if value is not None and (not isinstance(value, str) or len(value) > chars):
+        raise BadRequest(f"Invalid value for {name}: it must be a text of at most {chars} characters")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise BadRequest(f"Invalid value '{value}' for {name}: it must be one of {', '.join(c for c in choices if c)}")
+
+
+def _check_properties(properties: dict[str, str], limits: Limits) -> None:
+    if len(properties) > limits.properties_max:
+        raise BodyTooLarge(f"an image has at most {limits.properties_max} properties")
+    for name, value in properties.items():
+        if not name or len(name) > limits.name_max_chars:
+            raise BadRequest(f"a property's name must have 1 to {limits.name_max_chars} characters")
+        if not isinstance(value, str):
+            raise BadRequest(f"Invalid value {value!r} for property {name}: it must be a text")
+        if len(value.encode("utf-8", "surrogatepass")) > limits.property_value_max_bytes:
+            raise BodyTooLarge(f"property {name} is larger than {limits.property_value_max_bytes} bytes")
+
+
+def _check_tags(tags: list[str], limits: Limits) -> None:
+    if len(tags) > limits.tags_max:
+        raise BodyTooLarge(f"an image has at most {limits.tags_max} tags")
+    for tag in tags:
+        if not isinstance(tag, str) or not tag or len(tag) > limits.tag_max_chars:
+            raise BadRequest(f"a tag must be a text of 1 to {limits.tag_max_chars} characters")

@@ -1,0 +1,205 @@
+"""Wiring of a gateway process, in the order in which the parts need each other; shutdown goes the other way round."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from zonegw import store_identity, tls
+from zonegw.auth import Authenticator
+from zonegw.catalogue import Catalogue
+from zonegw.config import Config
+from zonegw.data_cache import DataCache
+from zonegw.data_stores.filesystem import FilesystemStore
+from zonegw.drainer import Drainer
+from zonegw.feed_consumer import FeedConsumer
+from zonegw.http_frame import answering, identifying
+from zonegw.id_pool import IdPool
+from zonegw.image_data import ImageData
+from zonegw.images import Images
+from zonegw.images_v2 import ImagesV2
+from zonegw.interzone import InterzoneClient, build_app
+from zonegw.metrics import GatewayMetrics
+from zonegw.status import Status
+from zonegw.store import Store, Txn
+from zonegw.uplink import Uplink
+from zonegw.write_queue import WriteQueue
+from zonegw.zones import Zones
+
+log = logging.getLogger(__name__)
+
+
+class RegistryLink:
+    """What the use cases know of the registry: the uplink's state and the drainer's verdicts."""
+
+    def __init__(self, uplink: Uplink, drainer: Drainer) -> None:
+        self._uplink = uplink
+        self.away_reason = uplink.away_reason
+        self.verdict = drainer.verdict
+        self.wake = drainer.wake
+
+    def available(self) -> bool:
+        return self._uplink.up
+
+
+class Gateway:
+    """One running gateway; use as `async with`. `address` is where the Images API listens."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        limits = config.limits
+        self.metrics = GatewayMetrics()
+        # The store first: it locks the data directory, so that nothing else is touched by a second process.
+        self.store = Store(config.data_dir / "store", limits, on_commit=self.metrics.commits.observe)
+        self.queue = WriteQueue(limits)
+        self.ids = IdPool(limits)
+        self.catalogue = Catalogue()
+        self._check_identity()
+        # Bytes: temporary files of an earlier life are removed here.
+        self.data = FilesystemStore(
+            config.data_dir / "data", max_bytes=limits.data_store_max_bytes,
+            disk_reserve_bytes=limits.disk_reserve_bytes, chunk_bytes=limits.data_chunk_bytes,
+        )  # fmt: skip
+        self.uplink = Uplink(config)
+        self.zones = Zones(self.store, self.uplink, limits)
+        self.interzone = InterzoneClient(self.zones.endpoints, config.tls, limits)
+        self.cache = DataCache(config.data_dir / "cache", self.interzone, limits)
+        self.images = Images(
+            self.store, self.queue, self.ids, self.catalogue, zone=config.zone, gateway=config.gateway, limits=limits
+        )
+        self.image_data = ImageData(self.images, self.data, self.cache, limits)
+        with self.store.transaction() as txn:
+            self.image_data.recover(txn)
+        self.drainer = Drainer(
+            self.store, self.queue, self.ids, self.catalogue, self.uplink, config, self.metrics,
+            on_deleted=self._acked_delete,
+        )  # fmt: skip
+        self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, on_deleted=self._tombstone)
+        self.images.registry = RegistryLink(self.uplink, self.drainer)
+        self.status = Status(
+            config, self.store, self.queue, self.ids, self.catalogue, self.feed, self.uplink, self.drainer, self.data,
+            self.cache,
+        )  # fmt: skip
+        # A link that comes up: first what has to be drained is noted, then the drainer starts.
+        self.uplink.on_change += [self.status.link_changed, self.drainer.link_changed]
+        self.drainer.on_drained = self.status.drain_moved
+        self.address: tuple[str, int] = config.listen
+        self.interzone_address: tuple[str, int] | None = config.interzone_listen
+        self._runners: list[web.AppRunner] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def _check_identity(self) -> None:
+        """A copied or restored data directory must not hand out its IDs: the original may do so too."""
+        with self.store.transaction() as txn:
+            if not store_identity.unchanged(txn, self.store.directory):
+                lost = self.ids.seal(txn, "store identity changed")
+                store_identity.record(txn, self.store.directory)
+                log.error("this is not the disk that the ID blocks were granted to: %d IDs sealed", lost)
+
+    def _acked_delete(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
+        self.images.discard_bytes(txn, locations)
+        self.image_data.wake()
+
+    def _tombstone(self, image: dict[str, Any]) -> None:
+        """The registry deleted an image: its own bytes go, and cached ones."""
+        with self.store.transaction() as txn:
+            self.images.discard_bytes(txn, image["locations"])
+        for location in image["locations"]:
+            self.cache.evict(location["key"])
+        self.image_data.wake()
+
+    # Start and stop.
+
+    async def __aenter__(self) -> "Gateway":
+        # Listeners before the uplink: the zone answers at once, whatever the registry does.
+        self.address = await self._listen(self._images_app(), self.config.listen, None)
+        if self.config.interzone_listen and self.config.tls:
+            app = build_app(self.data, self.config.limits)
+            context = tls.server_context(self.config.tls)
+            self.interzone_address = await self._listen(app, self.config.interzone_listen, context)
+        for name, work in self._work().items():
+            task = asyncio.create_task(work, name=name)
+            task.add_done_callback(self._ended)
+            self._tasks.append(task)
+        return self
+
+    def _work(self) -> dict[str, Coroutine[Any, Any, None]]:
+        return {
+            "uplink": self.uplink.probe(),
+            "feed": self.feed.run(),
+            "drainer": self.drainer.run(),
+            "zones": self.zones.run(),
+            "garbage": self.image_data.remove_garbage(),
+        }
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Background work never ends by itself: if it does, that is a bug, and the process stops."""
+        if task.cancelled() or self.failed.done():
+            return
+        self.failed.set_exception(task.exception() or RuntimeError(f"{task.get_name()} ended"))
+
+    async def __aexit__(self, *exc: object) -> None:
+        # No new requests; those under way get their grace. Then the background, the links, and last the store.
+        for runner in self._runners:
+            await runner.cleanup()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.cache.close()
+        await self.interzone.close()
+        await self.uplink.close()
+        self.store.close()
+
+    async def _listen(self, app: web.Application, address: tuple[str, int], ssl: Any) -> tuple[str, int]:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=self.config.limits.shutdown_grace_s)
+        await runner.setup()
+        self._runners.append(runner)
+        await web.TCPSite(runner, *address, ssl_context=ssl, backlog=1024).start()
+        host, port = runner.addresses[0][:2]
+        return host, port
+
+    def _images_app(self) -> web.Application:
+        limits = self.config.limits
+        answer, stamp = answering(self.status, self.metrics, limits)
+        app = web.Application(
+            middlewares=[answer, identifying(Authenticator(self.config.auth))],
+            client_max_size=limits.json_body_max_bytes,
+        )
+        app.on_response_prepare.append(stamp)
+        api = ImagesV2(self.images, self.image_data, limits, self.config.zone, self.config.public_url)
+        api.add_routes(app.router)
+        app.router.add_get("/healthcheck", self._healthcheck)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/zonegw/v1/status", self._status)
+        return app
+
+    async def _healthcheck(self, request: web.Request) -> web.Response:
+        """The zone answers from its own disk, so it is healthy while this process and its store are."""
+        await self.store.durable()
+        return web.Response(text="OK")
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.render(self.status.gauges()), content_type="text/plain")
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return web.Response(body=orjson.dumps(self.status.document()), content_type="application/json")
+
+
+async def serve(config: Config) -> None:
+    """Run until SIGTERM or SIGINT, or until a part fails."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    async with Gateway(config) as gateway:
+        print(f"zonegw {config.gateway} of zone {config.zone} listens on http://%s:%d" % gateway.address, flush=True)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopping, gateway.failed}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if gateway.failed.done():
+            gateway.failed.result()

@@ -1,0 +1,47 @@
+"""Prometheus metrics of a gateway; gauges are set from the status when they are asked for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_GAUGES = {
+    "online": "1 while the registry answers",
+    "staleness_seconds": "Age of the catalogue; -1 when unknown",
+    "queue_depth": "Pending writes",
+    "queue_oldest_seconds": "Age of the oldest pending write",
+    "parked": "Parked writes",
+    "ids_on_hand": "Image numbers on hand",
+    "runway_seconds": "How long the image numbers last at the current rate; -1 when nothing was taken",
+    "feed_revision": "Revision that the catalogue has reached",
+    "catalogue_images": "Images in the catalogue",
+    "store_used_bytes": "Used bytes of the metadata store",
+    "data_used_bytes": "Bytes of image data held for this zone",
+    "cache_used_bytes": "Bytes of other zones' image data",
+    "sessions_lost": "Sessions that the registry fenced or found diverged",
+}
+
+
+class GatewayMetrics:
+    """The metrics of one gateway."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "zonegw_requests", "Requests by route and status", ["route", "status"], registry=self._registry
+        )
+        self.commits = Histogram(
+            "zonegw_commit_seconds", "Time of a durable commit", registry=self._registry,
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
+        )  # fmt: skip
+        self.drained = Counter(
+            "zonegw_drained", "Pending writes by the registry's verdict", ["verdict"], registry=self._registry
+        )
+        self._gauges = {name: Gauge(f"zonegw_{name}", text, registry=self._registry) for name, text in _GAUGES.items()}
+
+    def render(self, values: Mapping[str, Any]) -> bytes:
+        """The text format; `values` by the names above."""
+        for name, gauge in self._gauges.items():
+            value = values.get(name)
+            gauge.set(-1 if value is None else value)
+        return generate_latest(self._registry)

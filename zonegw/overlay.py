@@ -1,0 +1,125 @@
+"""Overlay: own pending writes laid over the catalogue's image, as pure functions on one image's overlay row.
+
+Row: {"base": the image as the last ack returned it, or None; "acked": highest revision acked; "deleted": an acked delete;
+      "own_versions": versions of the image that own acks made;
+      "patches": [patch, ...] in the order of acknowledgement}
+Patch: {"position", "kind": create | update | delete, "state": pending | parked | acked, "time": µs,
+        "image" (create), "set", "unset", "add_locations", "remove_locations" (update), "revision" (acked)}
+
+What a reader sees is the newer, by version, of the catalogue's image and the acked one, with the patches laid over it.
+An acked write is not applied a second time: its result replaces it. The row goes when the catalogue has reached `acked`.
+"""
+
+from typing import Any
+
+# Own writes of one image between two moments at which the catalogue has caught up; older ones then count as others'.
+OWN_VERSIONS_MAX = 256
+
+Image = dict[str, Any]
+Row = dict[str, Any]
+
+
+def empty() -> Row:
+    return {"base": None, "acked": 0, "deleted": False, "patches": [], "own_versions": []}
+
+
+def newest(catalogued: Image | None, acked: Image | None) -> Image | None:
+    """The one with the higher version."""
+    if catalogued is None or acked is None:
+        return catalogued or acked
+    return catalogued if catalogued["version"] >= acked["version"] else acked
+
+
+def effective(catalogued: Image | None, row: Row | None) -> Image | None:
+    """The image as this zone's tenants see it, or None. A parked create carries "parked": True."""
+    if row is None:
+        return catalogued
+    image = None if row["deleted"] else newest(catalogued, row["base"])
+    created_here = created(row)
+    if created_here and image is not None:
+        return image  # another zone's image under the same UUID: the registry's wins
+    for patch in row["patches"]:
+        if patch["kind"] == "create":
+            image = patch["image"] | {"parked": patch["state"] == "parked"}
+        elif patch["kind"] == "delete":
+            return None
+        elif image is not None:
+            image = patched(image, patch)
+    return image
+
+
+def patched(image: Image, patch: Row) -> Image:
+    """`image` after one update."""
+    image = image | {"properties": dict(image["properties"]), "updated_at": patch["time"]}
+    for attribute, value in patch["set"].items():
+        if attribute.startswith("properties."):
+            image["properties"][attribute.removeprefix("properties.")] = value
+        else:
+            image[attribute] = value
+    for attribute in patch["unset"]:
+        if attribute.startswith("properties."):
+            image["properties"].pop(attribute.removeprefix("properties."), None)
+        else:
+            image[attribute] = None
+    gone = set(patch["remove_locations"])
+    kept = [location for location in image["locations"] if location["key"] not in gone]
+    return image | {"locations": kept + patch["add_locations"]}
+
+
+def created(row: Row) -> Row | None:
+    """The create that is still pending or parked in this row."""
+    return next((patch for patch in row["patches"] if patch["kind"] == "create" and patch["state"] != "acked"), None)
+
+
+def acknowledge(row: Row, position: int, revision: int, image: Image | None) -> None:
+    """The registry applied the write at `position` as `revision`; `image` is the image after it, where it told."""
+    row["acked"] = max(row["acked"], revision)
+    if image is not None:
+        row["own_versions"] = [*row["own_versions"], image["version"]][-OWN_VERSIONS_MAX:]
+    patch = next((p for p in row["patches"] if p["position"] == position), None)
+    if patch is None:
+        return
+    if patch["kind"] == "delete":
+        row["deleted"], row["base"] = True, None
+    elif image is not None:
+        row["base"] = newest(row["base"], image)
+    else:
+        patch |= {"state": "acked", "revision": revision}
+        return
+    row["patches"].remove(patch)
+
+
+def park(row: Row, position: int) -> None:
+    """The write at `position` is parked: it stays laid over a parked create, else the registry's image shows again."""
+    here = created(row)
+    if here is None or here["position"] > position:
+        row["patches"] = [p for p in row["patches"] if p["position"] != position]
+        return
+    for patch in row["patches"]:
+        if patch["position"] == position:
+            patch["state"] = "parked"
+
+
+def reached(row: Row, revision: int) -> bool:
+    """Drop what the catalogue contains at `revision`; True when nothing of the row is left."""
+    row["patches"] = [p for p in row["patches"] if p["state"] != "acked" or p["revision"] > revision]
+    return not row["patches"] and row["acked"] <= revision
+
+
+def tombstone(row: Row) -> None:
+    """The registry deleted the image: delete wins over every update."""
+    row["deleted"], row["base"] = True, None
+
+
+def base_version(registered: Image, own_versions: list[int], base: int, attributes: list[str]) -> int:
+    """The base version to send for an update that was made on version `base` and own writes since.
+
+    When none of `attributes` was changed by another side since `base`, the present version is as good a base; else
+    `base` stays, and the registry finds the conflict.
+    """
+    changed = registered["attribute_versions"]
+    for attribute in attributes:
+        version = changed.get(attribute, 0)
+        if version > base and version not in own_versions:
+            return base
+    return int(registered["version"])

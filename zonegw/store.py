@@ -1,0 +1,232 @@
+"""The gateway's LMDB environment: one process, one writer, one open write transaction.
+
+- Every use case runs in a child transaction: it happens as a whole or not at all.
+- What was written during one turn of the loop is committed with one fsync at the end of that turn (group commit).
+- Whoever answers a client awaits `durable()` first: nothing that a crash could take back is ever shown or acknowledged.
+- A failed commit stops the process at once: after a failed fsync nobody knows what the disk holds.
+- Growth is refused before the quota is passed; deletes and acks go on from a reserve.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgpack
+
+from zonegw.config import Limits
+from zonegw.errors import ConfigError, StorageFull
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+EXIT_STORAGE = 74
+TABLES = (
+    "meta", "catalogue", "numbers", "overlay", "listing", "queue", "retained", "parked", "uploads", "garbage", "cache",
+)  # fmt: skip
+
+
+def pack(value: Any) -> bytes:
+    """The stored form of a row."""
+    data: bytes = msgpack.packb(value, use_bin_type=True)
+    return data
+
+
+def unpack(data: bytes) -> Any:
+    return msgpack.unpackb(data, raw=False, strict_map_key=False)
+
+
+def u64(number: int) -> bytes:
+    """A key that sorts as the number does."""
+    return number.to_bytes(8, "big")
+
+
+class Txn:
+    """Reads and writes of one use case, over named tables; valid until its `with` ends, never across an await."""
+
+    __slots__ = ("_dbs", "_txn")
+
+    def __init__(self, txn: Any, dbs: dict[str, Any]) -> None:
+        self._txn = txn
+        self._dbs = dbs
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        value: bytes | None = self._txn.get(key, db=self._dbs[table])
+        return value
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        self._txn.put(key, value, db=self._dbs[table])
+
+    def delete(self, table: str, key: bytes) -> bool:
+        return bool(self._txn.delete(key, db=self._dbs[table]))
+
+    def row(self, table: str, key: bytes) -> Any:
+        """The decoded row, or None."""
+        data = self.get(table, key)
+        return None if data is None else unpack(data)
+
+    def put_row(self, table: str, key: bytes, row: Any) -> None:
+        self.put(table, key, pack(row))
+
+    def scan(
+        self, table: str, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Rows with start <= key < end, in key order or backwards; don't write to the table meanwhile."""
+        with self._txn.cursor(db=self._dbs[table]) as cursor:
+            if reverse:
+                yield from self._backwards(cursor, start, end)
+            elif cursor.set_range(start):
+                for key, value in cursor.iternext():
+                    if end is not None and key >= end:
+                        return
+                    yield key, value
+
+    @staticmethod
+    def _backwards(cursor: Any, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        found = cursor.last() if end is None or not cursor.set_range(end) else cursor.prev()
+        if not found:
+            return
+        for key, value in cursor.iterprev():
+            if key < start:
+                return
+            yield key, value
+
+    def count(self, table: str) -> int:
+        return int(self._txn.stat(self._dbs[table])["entries"])
+
+
+class Store:
+    """Owner of the environment under `directory`; use it from the loop's thread alone."""
+
+    def __init__(self, directory: Path, limits: Limits, *, on_commit: Callable[[float], None] | None = None) -> None:
+        self.directory = directory
+        self.limits = limits
+        self.on_commit = on_commit
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(directory)
+        self.env = lmdb.open(
+            str(directory), map_size=limits.store_map_size_bytes, max_dbs=len(TABLES), max_readers=16, mode=0o600
+        )
+        self._dbs = {name: self.env.open_db(name.encode()) for name in TABLES}
+        self._page = int(self.env.stat()["psize"])
+        self._txn = self.env.begin(write=True)
+        self._waiters: list[asyncio.Future[None]] = []
+        self._dirty = False
+        self._check_format()
+
+    def _check_format(self) -> None:
+        txn = self.read()
+        found = txn.row("meta", b"format")
+        if found is None:
+            txn.put_row("meta", b"format", FORMAT)
+            self.commit()
+        elif found > FORMAT:
+            raise ConfigError(
+                f"{self.directory} was written by a newer release (format {found}, this one reads {FORMAT}): "
+                "run that release"
+            )
+
+    def read(self) -> Txn:
+        """A view of everything written so far; valid until the next await."""
+        return Txn(self._txn, self._dbs)
+
+    @contextmanager
+    def transaction(self, *, grows: bool = False) -> Iterator[Txn]:
+        """One use case: all of it is kept, or nothing when it raises; `grows` asks the quota first."""
+        if grows:
+            self.check_room()
+        child = self.env.begin(parent=self._txn, write=True)
+        try:
+            yield Txn(child, self._dbs)
+        except lmdb.MapFullError as error:
+            child.abort()
+            raise StorageFull("the metadata store is full; delete images to make room") from error
+        except BaseException:
+            child.abort()
+            raise
+        child.commit()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._dirty:
+            return
+        self._dirty = True
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.commit()
+            return
+        # Behind every callback that is ready now: their writes ride on the same fsync.
+        loop.call_soon(loop.call_soon, self.commit)
+
+    def durable(self) -> asyncio.Future[None]:
+        """Done once everything written so far is on the disk."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._dirty:
+            self._waiters.append(future)
+        else:
+            future.set_result(None)
+        return future
+
+    def commit(self) -> None:
+        """Write and fsync what is pending; the process ends if that fails."""
+        started = time.perf_counter()
+        try:
+            self._txn.commit()
+            self._txn = self.env.begin(write=True)
+        except BaseException as error:
+            log.critical("the metadata store could not be written: %s; stopping at once", error)
+            logging.shutdown()
+            os._exit(EXIT_STORAGE)
+        self._dirty = False
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        if self.on_commit is not None:
+            self.on_commit(time.perf_counter() - started)
+
+    def used_bytes(self) -> int:
+        """Bytes of the pages that hold rows; free pages inside the file don't count."""
+        stats = (self._txn.stat(db) for db in self._dbs.values())
+        return self._page * sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+
+    def check_room(self) -> None:
+        """Raise StorageFull when a write that grows the store would pass the quota or fill the disk."""
+        if self.used_bytes() > self.limits.store_soft_limit_bytes:
+            raise StorageFull(
+                "the quota of the gateway's metadata is used up; delete images, or raise limits.store_soft_limit_bytes"
+            )
+        if free_bytes(self.directory) < self.limits.disk_reserve_bytes:
+            raise StorageFull("the gateway's disk is nearly full; delete images, or free space")
+
+    def close(self) -> None:
+        """Commit and close; nothing may use the store afterwards."""
+        self._txn.commit()
+        self.env.close()
+        os.close(self._lock)
+
+
+def free_bytes(path: Path) -> int:
+    """What an unprivileged writer may still use of the file system that holds `path`."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
+
+
+def _lock(directory: Path) -> int:
+    """Hold the data directory for this process: a second gateway on it would hand out the same IDs."""
+    handle = os.open(directory / "owner.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise ConfigError(
+            f"another gateway runs on {directory}: stop it, or give this one a data_dir of its own"
+        ) from error
+    return handle

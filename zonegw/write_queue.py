@@ -1,0 +1,216 @@
+"""Write-ahead queue: what the zone has acknowledged and the registry has not yet.
+
+Properties of the queue:
+- durable: a write is in it once its transaction is committed;
+- first in, first out: the registry gets the writes in the order in which the zone acknowledged them;
+- reading does not remove; only `ack` and `park` do, in the transaction that records the registry's verdict;
+- positions only rise: the highest ever enqueued survives restarts, also of an empty queue;
+- a write gets its session sequence, its final payload and its previous hash in the transaction that marks it as sent;
+  from then on they never change, so that a retry is byte for byte what the registry may already have applied;
+- a parked write takes the later writes of its image that were never sent with it; nothing is ever dropped;
+- acked writes are kept for `queue_retain_h`, to be offered again to a restored registry.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any
+
+from zonegw.config import Limits
+from zonegw.errors import StorageFull
+from zonegw.store import Txn, pack, u64, unpack
+
+INITIAL_HASH = bytes(16)
+
+
+def chain_hash(previous: bytes, payload: bytes) -> bytes:
+    """The session's running hash after `payload`; the registry computes the same."""
+    return blake2b(previous + payload, digest_size=16).digest()
+
+
+@dataclass(slots=True)
+class PendingWrite:
+    """A queued write: `command` as acknowledged, and once sent also what exactly was sent."""
+
+    position: int
+    uuid: str
+    command: dict[str, Any]
+    enqueued_us: int
+    create_position: int | None = None
+    sequence: int | None = None
+    payload: bytes | None = None
+    previous_hash: bytes | None = None
+
+    def row(self) -> bytes:
+        return pack(asdict(self))
+
+
+@dataclass(slots=True)
+class Session:
+    """The queue's side of a gateway session."""
+
+    uuid: str
+    ordinal: int
+    highest_sequence: int = 0
+    highest_hash: bytes = INITIAL_HASH
+    acked_sequence: int = 0
+    acked_hash: bytes = INITIAL_HASH
+    token: int | None = None
+
+
+class WriteQueue:
+    """The queue's operations; each runs inside the caller's transaction."""
+
+    def __init__(self, limits: Limits, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+        self._limits = limits
+        self._now_us = now_us
+
+    # Enqueue and read.
+
+    def append(self, txn: Txn, uuid: str, command: dict[str, Any], create_position: int | None = None) -> int:
+        """Queue `command` about image `uuid`; `create_position` is its create, where that is still pending."""
+        if txn.count("queue") >= self._limits.queue_depth_max:
+            raise StorageFull(
+                "the write-ahead queue is full (limits.queue_depth_max); it empties when the registry is back"
+            )
+        position = self.highest_position(txn) + 1
+        txn.put("meta", b"queue.highest", u64(position))
+        write = PendingWrite(position, uuid, command, self._now_us(), create_position)
+        txn.put("queue", u64(position), write.row())
+        return position
+
+    def highest_position(self, txn: Txn) -> int:
+        """The highest position ever enqueued."""
+        return int.from_bytes(txn.get("meta", b"queue.highest") or b"", "big")
+
+    def depth(self, txn: Txn) -> int:
+        return txn.count("queue")
+
+    def get(self, txn: Txn, position: int) -> PendingWrite | None:
+        data = txn.get("queue", u64(position))
+        return None if data is None else PendingWrite(**unpack(data))
+
+    def pending(self, txn: Txn, after: int = 0) -> Iterator[PendingWrite]:
+        """Pending writes in order."""
+        for _, data in txn.scan("queue", u64(after + 1)):
+            yield PendingWrite(**unpack(data))
+
+    def oldest_us(self, txn: Txn) -> int | None:
+        """When the oldest pending write was acknowledged."""
+        return next((write.enqueued_us for write in self.pending(txn)), None)
+
+    # Session.
+
+    def session(self, txn: Txn) -> Session | None:
+        row = txn.row("meta", b"session")
+        return None if row is None else Session(**row)
+
+    def save_session(self, txn: Txn, session: Session) -> None:
+        txn.put_row("meta", b"session", asdict(session))
+
+    def mark_sent(self, txn: Txn, session: Session, write: PendingWrite, command: dict[str, Any]) -> None:
+        """Fix sequence, payload and previous hash of `write`; `command` is its final form."""
+        write.sequence = session.highest_sequence + 1
+        write.payload = pack(command)
+        write.previous_hash = session.highest_hash
+        session.highest_sequence = write.sequence
+        session.highest_hash = chain_hash(write.previous_hash, write.payload)
+        txn.put("queue", u64(write.position), write.row())
+
+    # Verdicts.
+
+    def ack(self, txn: Txn, session: Session, write: PendingWrite, result: dict[str, Any]) -> None:
+        """The registry applied `write`: it leaves the queue and is retained."""
+        self._consume(txn, session, write)
+        row = {"session": session.uuid, "acked_us": self._now_us(), "write": asdict(write), "result": result}
+        txn.put_row("retained", u64(write.position), row)
+
+    def park(self, txn: Txn, session: Session, write: PendingWrite, reason: dict[str, Any]) -> list[PendingWrite]:
+        """The registry refused `write`: it is parked with the later writes of its image that were never sent."""
+        self._consume(txn, session, write)
+        return self._park_chain(txn, write, reason)
+
+    def _park_chain(self, txn: Txn, write: PendingWrite, reason: dict[str, Any]) -> list[PendingWrite]:
+        txn.delete("queue", u64(write.position))
+        self._put_parked(txn, write, reason, behind=None)
+        chain = [
+            later for later in self.pending(txn, write.position) if later.uuid == write.uuid and later.sequence is None
+        ]
+        for later in chain:
+            txn.delete("queue", u64(later.position))
+            self._put_parked(
+                txn, later, {"code": "parked_behind", "message": "an earlier write is parked"}, write.position
+            )
+        return [write, *chain]
+
+    def refuse(self, txn: Txn, session: Session, write: PendingWrite) -> None:
+        """The registry refused a write that nobody was told is done: its client hears it, nothing is kept."""
+        self._consume(txn, session, write)
+
+    def retract(self, txn: Txn, session: Session, write: PendingWrite, reason: dict[str, Any]) -> list[PendingWrite]:
+        """The registry surely took neither `write` nor what was sent behind it: park it, give the others new sequences."""
+        for later in list(self.pending(txn, write.position)):
+            if later.sequence is not None:
+                later.sequence = later.payload = later.previous_hash = None
+                txn.put("queue", u64(later.position), later.row())
+        session.highest_sequence, session.highest_hash = session.acked_sequence, session.acked_hash
+        self.save_session(txn, session)
+        return self._park_chain(txn, write, reason)
+
+    def park_new(self, txn: Txn, uuid: str, command: dict[str, Any], behind: int) -> int:
+        """Park a write about a parked image at once: it follows its chain."""
+        position = self.highest_position(txn) + 1
+        txn.put("meta", b"queue.highest", u64(position))
+        write = PendingWrite(position, uuid, command, self._now_us())
+        self._put_parked(txn, write, {"code": "parked_behind", "message": "an earlier write is parked"}, behind)
+        return position
+
+    def park_all(self, txn: Txn, reason: dict[str, Any]) -> list[PendingWrite]:
+        """The session is lost: every pending write is parked."""
+        writes = list(self.pending(txn))
+        for write in writes:
+            txn.delete("queue", u64(write.position))
+            self._put_parked(txn, write, reason, behind=None)
+        return writes
+
+    def _consume(self, txn: Txn, session: Session, write: PendingWrite) -> None:
+        if write.payload is None or write.previous_hash is None or write.sequence != session.acked_sequence + 1:
+            raise AssertionError(f"verdict on position {write.position} out of order")
+        session.acked_sequence += 1
+        session.acked_hash = chain_hash(write.previous_hash, write.payload)
+        txn.delete("queue", u64(write.position))
+        self.save_session(txn, session)
+
+    def _put_parked(self, txn: Txn, write: PendingWrite, reason: dict[str, Any], behind: int | None) -> None:
+        row = {"write": asdict(write), "reason": reason, "behind": behind, "parked_us": self._now_us()}
+        txn.put_row("parked", u64(write.position), row)
+
+    def parked(self, txn: Txn) -> Iterator[dict[str, Any]]:
+        """Parked writes in order: {"write", "reason", "behind", "parked_us"}."""
+        for _, data in txn.scan("parked"):
+            yield unpack(data)
+
+    def parked_count(self, txn: Txn) -> int:
+        return txn.count("parked")
+
+    # Retention.
+
+    def prunable(self, txn: Txn, *, under_pressure: bool = False) -> list[bytes]:
+        """Retained writes that are too old or too many, a bounded number of them."""
+        oldest_us = self._now_us() - int(self._limits.queue_retain_h * 3_600_000_000)
+        surplus = txn.count("retained") - self._limits.queue_retain_max_writes
+        doomed: list[bytes] = []
+        for key, data in txn.scan("retained"):
+            due = under_pressure or surplus > len(doomed) or unpack(data)["acked_us"] < oldest_us
+            if not due or len(doomed) >= self._limits.prune_batch_max:
+                break
+            doomed.append(key)
+        return doomed
+
+    def prune(self, txn: Txn, *, under_pressure: bool = False) -> int:
+        """Forget what is `prunable`; returns how many."""
+        doomed = self.prunable(txn, under_pressure=under_pressure)
+        for key in doomed:
+            txn.delete("retained", key)
+        return len(doomed)

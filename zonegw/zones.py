@@ -1,0 +1,53 @@
+"""Where other zones' gateways are reached: as the registry last said, kept so that a restart without it knows them."""
+
+import asyncio
+from typing import Any, Protocol
+
+from zonegw.config import Limits
+from zonegw.errors import RegistryAway, RegistryRefused
+from zonegw.store import Store
+
+_KEY = b"zones"
+
+
+class Source(Protocol):
+    """The registry's list of zones."""
+
+    async def zones(self) -> dict[str, Any]: ...
+
+
+class Zones:
+    """The zones known here."""
+
+    def __init__(self, store: Store, source: Source, limits: Limits) -> None:
+        self._store = store
+        self._source = source
+        self._limits = limits
+
+    def endpoints(self, zone: str) -> list[str]:
+        """URLs of the gateways of `zone`."""
+        known: dict[str, list[str]] = self._store.read().row("meta", _KEY) or {}
+        return known.get(zone, [])
+
+    async def refresh(self) -> None:
+        """Ask the registry."""
+        answer = await self._source.zones()
+        known = {name: _endpoints(zone) for name, zone in answer.items()}
+        if known != self._store.read().row("meta", _KEY):
+            with self._store.transaction() as txn:
+                txn.put_row("meta", _KEY, known)
+
+    async def run(self) -> None:
+        """For ever: refresh now and then, sooner after a failure."""
+        while True:
+            try:
+                await self.refresh()
+                await asyncio.sleep(self._limits.zones_refresh_s)
+            except (RegistryAway, RegistryRefused):
+                await asyncio.sleep(self._limits.retry_delay_max_s)
+
+
+def _endpoints(zone: dict[str, Any]) -> list[str]:
+    gateways = zone.get("gateways") or {}
+    found = [gateway.get("endpoint") for gateway in gateways.values()]
+    return [endpoint for endpoint in found if endpoint]

@@ -2,8 +2,8 @@
 
 The owner calls `turn()` whenever frames, proposals or reads wait, and at least every tick. One turn is:
 
-    deliver all frames -> pre-vote -> pysyncobj's tick -> one durable commit, if log, term or vote changed
-    -> release messages -> complete proposals and reads
+    deliver all frames -> pre-vote -> pysyncobj's tick -> a leader's append_entries leave
+    -> one durable commit, if log, term or vote changed -> release messages -> complete proposals and reads
 
 so nothing that promises durability (acknowledgement, vote, answer to a client) leaves before its transaction. Any
 exception on the way is fatal: the process stops rather than go on with a log that may differ from its disk.
@@ -363,6 +363,7 @@ class RaftNode:
         self._share_positions()
         if self._failed is not None:
             raise RuntimeError(self._failed)  # pysyncobj may have swallowed the exception that came with it
+        self._release_appends()
         appended = self.journal.dirty
         if appended or self.store.want_commit or self._applied_lags_on_disk():
             self._commit()
@@ -389,6 +390,19 @@ class RaftNode:
     def _applied_lags_on_disk(self) -> bool:
         """Applied state rides on the next durable transaction; with none in sight it is written once a second."""
         return self.applied > self._applied_on_disk and _now() - self._committed_at > _IDLE_COMMIT_S
+
+    def _release_appends(self) -> None:
+        """A leader's append_entries promise nothing about its own disk, so they need not wait for it: followers sync
+        while it does. Their acknowledgements are counted in a later turn, when its own copy is durable."""
+        if not self.is_leader:
+            return
+        kept: list[tuple[str, Message]] = []
+        for peer, message in self.transport.outbox:
+            if message["type"] != "append_entries":
+                kept.append((peer, message))
+            elif peer in self._up:
+                self._network.send(peer, message)
+        self.transport.outbox = kept
 
     def _release(self) -> None:
         outbox, self.transport.outbox = self.transport.outbox, []

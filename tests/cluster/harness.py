@@ -47,6 +47,10 @@ def applied_index(view: View) -> int:
     return int(view.get(_APPLIED) or b"0")
 
 
+class DiskFailure(Exception):
+    """A durable commit failed; the product ends its process on it."""
+
+
 class Clock:
     """Virtual seconds; replaces pysyncobj's clock for the life of a cluster."""
 
@@ -177,14 +181,25 @@ class Cluster:
     # -- time and delivery ----------------------------------------------------------------------------------------
 
     def turn(self, name: str, *, after: float = 0.0) -> None:
-        """One turn; a voter that asks for its process to be ended is crashed at once."""
+        """One turn; a voter that asks for its process to be ended, or whose disk fails, is crashed at once."""
         self.clock.now += after
         try:
             self.nodes[name].turn()
+        except DiskFailure:
+            self.crash(name)
         except Exception:
             if name not in self.dead:
                 raise
             self.crash(name)
+
+    def fail_next_commit(self, name: str) -> None:
+        """The next durable commit of a voter fails, after the early messages of that turn have left."""
+        store = self.nodes[name].store
+
+        def commit() -> None:
+            raise DiskFailure(name)
+
+        store.commit = commit  # type: ignore[method-assign]
 
     def deliver(self, source: str, target: str, frames: int | None = None) -> list[Message]:
         """Deliver the oldest frames of a link (all of them by default) and run one turn of the target."""

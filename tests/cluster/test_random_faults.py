@@ -54,6 +54,9 @@ class Schedule:
                 cluster.connect(*pair)
         elif draw < 0.972:
             cluster.connect_all()
+        elif draw < 0.977 and up:
+            cluster.fail_next_commit(self.random.choice(up))
+            self.faults.add("failed commit")
         elif draw < 0.982 and up:
             cluster.crash(self.random.choice(up))
             self.faults.add("crash")
@@ -83,6 +86,8 @@ class Schedule:
 
     def converge(self) -> None:
         cluster = self.cluster
+        for name in list(cluster.nodes):
+            cluster.crash(name)  # whatever disk was about to fail is replaced by a good one with the same content
         for name in cluster.names:
             if name not in cluster.nodes:
                 cluster.start(name)

@@ -246,6 +246,8 @@ def _status(arguments: argparse.Namespace) -> int:
         _print_json({url: answer.to_wire() if _failed(answer) else answer for url, answer in answers.items()})
     else:
         Console().print(_status_table(answers))
+        for line in _troubles(answers):
+            print(line)
     return DONE if any(not _failed(answer) and answer["leader"] for answer in answers.values()) else FAILED
 
 
@@ -253,18 +255,30 @@ def _failed(answer: object) -> bool:
     return isinstance(answer, errors.RegistryError)
 
 
+_STATUS_COLUMNS = ("peer", "role", "term", "applied", "last index", "revision", "database", "staleness")
+
+
 def _status_table(answers: dict[str, Any]) -> Table:
     table = Table(title=_title(answers))
-    for heading in ("peer", "role", "term", "applied", "last index", "revision", "database", "staleness", "errors"):
-        table.add_column(
-            heading, justify="right" if heading in ("term", "applied", "last index", "revision") else "left"
-        )
+    for heading in _STATUS_COLUMNS:
+        table.add_column(heading, overflow="fold")
     for url, answer in answers.items():
         if _failed(answer):
-            table.add_row(url, "[red]away[/]", *[""] * 6, f"[red]{escape(answer.message)}[/]")
+            table.add_row(url, "[red]away[/]", *[""] * (len(_STATUS_COLUMNS) - 2))
         else:
             table.add_row(*_status_row(answer))
     return table
+
+
+def _troubles(answers: dict[str, Any]) -> list[str]:
+    """One line for everything that is wrong."""
+    lines = []
+    for answer in answers.values():
+        if _failed(answer):
+            lines.append(answer.message)
+        else:
+            lines += [f"{answer['name']}: {error}" for error in answer.get("errors", [])]
+    return lines
 
 
 def _title(answers: dict[str, Any]) -> str:
@@ -284,9 +298,8 @@ def _status_row(status: dict[str, Any]) -> list[str]:
         str(status["applied"]),
         str(status["last_index"]),
         str(status["revision"]),
-        f"{status['db']['used_bytes'] / config.MIB:.1f} MiB, {status['db']['log_entries']} entries",
+        f"{status['db']['used_bytes'] / config.MIB:.1f} MiB",
         "unknown" if staleness is None else f"{staleness:.2f} s",
-        escape("; ".join(status.get("errors", []))),
     ]
 
 

@@ -15,6 +15,7 @@ Errors are those of `raftreg.errors`; `error.definite` says whether it surely di
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import ssl as tls
 import time
@@ -228,7 +229,7 @@ class Client:
                 return await self._exchange(attempt, endpoint, headers)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             attempt.silent = True
-            raise errors.Unreachable(f"{endpoint.url} cannot be reached: {error}") from None
+            raise errors.Unreachable(f"{endpoint.url} cannot be reached: {_reason(error)}") from None
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             attempt.sent = attempt.silent = True
             raise _lost(attempt, endpoint, error) from None
@@ -529,6 +530,12 @@ def _error_of(answer: aiohttp.ClientResponse, data: bytes) -> errors.RegistryErr
         return errors.from_fields(document["error"], answer.status)
     except (errors.BadRequest, KeyError, TypeError):
         return errors.InternalError(f"{answer.url.origin()} answered {answer.status} without an error of the registry")
+
+
+def _reason(error: Exception) -> str:
+    """Why a connection did not come about, in a few words."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if isinstance(number, int) and number > 0 else str(error) or "no answer in time"
 
 
 def _lost(attempt: _Attempt, endpoint: _Endpoint, error: Exception) -> errors.RegistryError:

@@ -56,7 +56,7 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
     # The store is opened first: a directory of another peer, cluster or release must stop us before anything listens.
     peer = Peer(
         config,
-        apply=state_machine.apply_entry,
+        apply=state_machine.apply,
         applied_index=state_machine.applied_index,
         on_commit=metrics.fsync_s.observe,
         after_turn=after_turn,

@@ -84,7 +84,7 @@ async def answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
 
 
 async def serve(directory: Path) -> None:
-    peer = Peer(load(directory), apply=state_machine.apply_entry, applied_index=state_machine.applied_index)
+    peer = Peer(load(directory), apply=state_machine.apply, applied_index=state_machine.applied_index)
     await peer.start()
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()

@@ -459,7 +459,7 @@ def validate(command: Command) -> None:
     """Check types, lengths, enumerations and ranges, not the state. Raises Invalid."""
     if type(command) is not dict:
         raise Invalid(f"a command must be a map, not {_shown(command)}")
-    op = command.get("op")
+    op: Any = command.get("op")
     checks = _CHECKS.get(op) if type(op) is str else None
     if checks is None:
         raise Invalid(f"op {_shown(op)} is not known; known are {', '.join(sorted(OPS))}")

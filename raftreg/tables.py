@@ -77,10 +77,9 @@ class View:
         """Rows with start <= key < end, in key order or backwards. Don't write while a scan is open."""
         cursor: Any
         with self.txn.cursor(self.db) as cursor:
+            found = cursor.set_range(end if reverse else start)
             if reverse:
-                found = cursor.prev() if cursor.set_range(end) else cursor.last()
-            else:
-                found = cursor.set_range(start)
+                found = cursor.prev() if found else cursor.last()
             step = cursor.prev if reverse else cursor.next
             while found:
                 row: tuple[bytes, bytes] = cursor.item()
@@ -294,6 +293,8 @@ INDEXES = (
 )
 
 _SCOPES = tuple(dict.fromkeys(index.scope for index in INDEXES))
+INDEXED = frozenset({index.scope for index in INDEXES if index.scope} | set(SORTS))
+"""Attributes whose change moves an image in its indexes."""
 _PLAN = tuple(
     (scope, tuple((index.prefix, tuple(SORTS).index(index.sort)) for index in INDEXES if index.scope == scope))
     for scope in _SCOPES

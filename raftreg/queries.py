@@ -1,0 +1,228 @@
+"""Reading the replicated state: pure functions on a View, for the API, the changefeed and leases.
+
+Each call reads a bounded number of rows, so that it fits between two turns of the loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raftreg import errors
+from raftreg.tables import (
+    GATEWAYS,
+    INDEXES,
+    SESSIONS,
+    SORTS,
+    ZONES,
+    Head,
+    Index,
+    Row,
+    View,
+    change_key,
+    image_key,
+    number_of_index_key,
+    prefix_end,
+    read_head,
+    scope_value,
+    session_key,
+    tombstone_key,
+    u64,
+    unpack,
+    uuid_key,
+)
+
+LIST_SCAN_ROWS_MAX = 1000
+"""Index rows looked at by one call of `list_images`, whatever part of them passes the filters."""
+
+# From the filter that usually leaves the fewest images to the one that leaves the most.
+_SELECTIVE_FIRST = ("name", "owner", "home_zone", "status", "visibility")
+
+
+# -- images -------------------------------------------------------------------------------------------------------
+
+
+def get_image(view: View, ref: Row) -> Row | None:
+    """The image that `ref` ({"number"}, {"uuid"} or both) names; with both, by number.
+
+    Of a deleted one {"deleted": True, "number", "uuid", "version", "revision", "deleted_at"}; of an unknown one None.
+    """
+    number = ref.get("number")
+    if number is None:
+        found = view.get(uuid_key(ref["uuid"]))
+        if found is None:
+            return None
+        number = int.from_bytes(found, "big")
+    value = view.get(image_key(number))
+    if value is not None:
+        image: Row = unpack(value)
+        return image
+    tombstone = _tombstone(view, number)
+    if tombstone is None:
+        return None
+    return {"deleted": True} | {
+        name: tombstone[name] for name in ("number", "uuid", "version", "revision", "deleted_at")
+    }
+
+
+def _tombstone(view: View, number: int) -> Row | None:
+    value = view.get(tombstone_key(number))
+    return None if value is None else unpack(value)
+
+
+def list_images(
+    view: View,
+    *,
+    owner: str | None = None,
+    visibility: str | None = None,
+    name: str | None = None,
+    status: str | None = None,
+    home_zone: str | None = None,
+    sort: str = "created_at",
+    descending: bool = False,
+    marker: int | None = None,
+    limit: int,
+) -> tuple[list[Row], int | None]:
+    """A page of images behind `marker`, and the marker to go on from, or None at the end.
+
+    The page may be short, even empty, before the end: one call looks at LIST_SCAN_ROWS_MAX rows at most. Images of
+    one sort value are ordered by number. A marker may name an image that was deleted meanwhile. Raises BadRequest.
+    """
+    filters = {
+        "owner": owner, "visibility": visibility, "name": name, "status": status, "home_zone": home_zone,
+    }  # fmt: skip
+    filters = {attribute: value for attribute, value in filters.items() if value is not None}
+    index = _index_for(filters, sort)
+    prefix = index.prefix + (scope_value(filters.pop(index.scope) or "") if index.scope is not None else b"")
+    start, end = _range(prefix, _position(view, index, marker), descending)
+    page: list[Row] = []
+    if limit <= 0:
+        return page, None
+    number = 0
+    for scanned, (key, _) in enumerate(view.scan(start, end, reverse=descending)):
+        if len(page) == limit or scanned == LIST_SCAN_ROWS_MAX:
+            return page, number
+        number = number_of_index_key(key)
+        image = _image(view, number)
+        if all(image[attribute] == value for attribute, value in filters.items()):
+            page.append(image)
+    return page, None
+
+
+def _image(view: View, number: int) -> Row:
+    value = view.get(image_key(number))
+    assert value is not None, f"a listing index names image {number}, which is not there"
+    image: Row = unpack(value)
+    return image
+
+
+def _index_for(filters: dict[str, str | None], sort: str) -> Index:
+    """The index of the most selective filter; an order among images of one name is not offered by every index."""
+    if sort not in SORTS:
+        raise errors.BadRequest(f"images are not sorted by {sort[:40]!r}; use one of {', '.join(SORTS)}")
+    scope = next((attribute for attribute in _SELECTIVE_FIRST if attribute in filters), None)
+    candidates = [index for index in INDEXES if index.scope == scope]
+    return next((index for index in candidates if index.sort == sort), candidates[0])
+
+
+def _position(view: View, index: Index, marker: int | None) -> bytes | None:
+    """Where the marker stands in the index, whether or not it is in it."""
+    if marker is None:
+        return None
+    value = view.get(image_key(marker))
+    row = _tombstone(view, marker) if value is None else unpack(value)
+    if row is None:
+        raise errors.BadRequest(f"marker {marker} is no image number; use the number of the last image of a page")
+    return SORTS[index.sort](row) + u64(marker)
+
+
+def _range(prefix: bytes, position: bytes | None, descending: bool) -> tuple[bytes, bytes]:
+    # Sort values never begin with 0xff: times are far below, and UTF-8 has no such byte.
+    end = prefix + b"\xff"
+    if position is None:
+        return prefix, end
+    return (prefix, prefix + position) if descending else (prefix + position + b"\x00", end)
+
+
+def state_chunk(view: View, after_number: int, limit: int) -> list[Row]:
+    """At most `limit` images with a number above `after_number`, by number: a part of a bootstrap."""
+    images: list[Row] = []
+    if limit <= 0:
+        return images
+    for _, value in view.scan(image_key(after_number + 1), prefix_end(image_key(0)[:1])):
+        images.append(unpack(value))
+        if len(images) == limit:
+            break
+    return images
+
+
+# -- changes ------------------------------------------------------------------------------------------------------
+
+
+def revision(view: View) -> int:
+    """The registry-wide revision reached."""
+    return read_head(view).revision
+
+
+def compaction_floor(view: View) -> int:
+    """The lowest revision still in the feed (or to come)."""
+    return read_head(view).floor
+
+
+def changes_since(view: View, after: int, limit_rows: int, limit_bytes: int) -> list[Row]:
+    """Change records behind revision `after`, in order: up to `limit_rows`, or one beyond `limit_bytes`."""
+    changes: list[Row] = []
+    size = 0
+    for _, value in view.scan(change_key(after + 1), prefix_end(change_key(0)[:1])):
+        if len(changes) >= limit_rows or size >= limit_bytes:
+            break
+        changes.append(unpack(value))
+        size += len(value)
+    return changes
+
+
+def oldest_change_time(view: View) -> int | None:
+    """When the oldest change in the feed was applied, in microseconds; None of an empty feed."""
+    changes = changes_since(view, compaction_floor(view) - 1, 1, 1)
+    return changes[0]["time"] if changes else None
+
+
+# -- zones and sessions -------------------------------------------------------------------------------------------
+
+
+def zones(view: View) -> dict[str, Row]:
+    """All zones by name: {"zone", "version", "endpoint", "capabilities", "live", "since", "gateways"}."""
+    return {row["zone"]: row for row in _rows(view, ZONES)}
+
+
+def gateways(view: View) -> dict[str, Row]:
+    """All gateways by name: {"gateway", "zone", "session", "token", "sessions"}; `session` is the one in force."""
+    return {row["gateway"]: row for row in _rows(view, GATEWAYS)}
+
+
+def sessions(view: View) -> dict[str, Row]:
+    """All remembered sessions by UUID, fenced ones included."""
+    return {row["session"]: row for row in _rows(view, SESSIONS)}
+
+
+def get_session(view: View, session: str) -> Row | None:
+    """The head of a session: gateway, zone, token, last sequence and hash, fenced (why, or None), live blocks."""
+    value = view.get(session_key(session))
+    return None if value is None else unpack(value)
+
+
+def _rows(view: View, prefix: bytes) -> list[Row]:
+    return [unpack(value) for _, value in view.scan(prefix, prefix_end(prefix))]
+
+
+# -- counts -------------------------------------------------------------------------------------------------------
+
+
+def counts(view: View) -> dict[str, int]:
+    """Rows of each kind, the next number and the revision; costs one row."""
+    head: Head = read_head(view)
+    names = (
+        "images", "tombstones", "changes", "keys", "zones", "gateways", "sessions", "blocks", "next_id", "revision",
+        "floor", "time_us",
+    )  # fmt: skip
+    counted: dict[str, Any] = {name: getattr(head, name) for name in names}
+    return counted

@@ -1,0 +1,206 @@
+"""What one entry works with while it is applied: the state's rows, written through with their digest and undo.
+
+All writes of apply go through here. The hot numbers (head) and the heads of sessions are read once and written once
+per entry, however many commands it has; every other row is written where it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raftreg.commands import NUMBER_MAX
+from raftreg.tables import (
+    DIGEST_MODULUS,
+    Row,
+    View,
+    change_key,
+    pack,
+    read_head,
+    row_hash,
+    session_key,
+    unpack,
+    write_head,
+)
+
+Command = dict[str, Any]
+Ok = dict[str, Any]
+
+
+class Refused(Exception):
+    """A command that the state does not allow. Raised before anything is written; becomes the command's result."""
+
+    def __init__(self, code: str, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.code, self.message, self.details = code, message, details
+
+    def result(self) -> dict[str, Any]:
+        return {"error": {"code": self.code, "message": self.message, **self.details}}
+
+
+class Context:
+    """One entry under application. `time_us` is the state's clock: the leader's, but never running back."""
+
+    __slots__ = ("_delete", "_put", "_sessions", "_touched", "_undo", "get", "head", "view")
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.head = read_head(view)
+        self.get: Callable[[bytes], bytes | None] = view.get
+        self._put: Callable[[bytes, bytes], None] = view.put
+        self._delete: Callable[[bytes], bool] = view.delete
+        self._undo: dict[bytes, bytes | None] | None = None
+        self._sessions: dict[str, Row | None] = {}
+        self._touched: set[str] = set()
+
+    @property
+    def time_us(self) -> int:
+        return self.head.time_us
+
+    def advance_time(self, now_us: int) -> None:
+        self.head.time_us = max(self.head.time_us, now_us)
+
+    def close(self, index: int) -> None:
+        """Write what was kept back; `index` is applied now."""
+        for session in sorted(self._touched):
+            row = self._sessions[session]
+            assert row is not None
+            self.put(session_key(session), pack(row))
+        self.head.applied = index
+        self.head.rows_digest %= DIGEST_MODULUS
+        write_head(self.view, self.head)
+
+    # -- canonical rows, which the digest covers ------------------------------------------------------------------
+
+    def row(self, key: bytes) -> Any:
+        """The decoded row, or None."""
+        value = self.get(key)
+        return None if value is None else unpack(value)
+
+    def insert(self, key: bytes, value: bytes) -> None:
+        """Write a row that is known to be new."""
+        if self._undo is not None:
+            self._undo.setdefault(key, None)
+        self._put(key, value)
+        self.head.rows_digest += row_hash(key, value)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Write a row that may be there."""
+        old = self.get(key)
+        if old is None:
+            self.insert(key, value)
+        else:
+            self.replace(key, old, value)
+
+    def replace(self, key: bytes, old: bytes, value: bytes) -> None:
+        """Write a row of which the caller has just read the `old` value."""
+        if self._undo is not None:
+            self._undo.setdefault(key, old)
+        self._put(key, value)
+        self.head.rows_digest += row_hash(key, value) - row_hash(key, old)
+
+    def delete(self, key: bytes) -> bool:
+        """Whether the row was there."""
+        old = self.get(key)
+        if old is None:
+            return False
+        if self._undo is not None:
+            self._undo.setdefault(key, old)
+        self._delete(key)
+        self.head.rows_digest -= row_hash(key, old)
+        return True
+
+    # -- derived rows ---------------------------------------------------------------------------------------------
+
+    def put_derived(self, key: bytes, value: bytes = b"") -> None:
+        if self._undo is not None and key not in self._undo:
+            self._undo[key] = self.get(key)
+        self._put(key, value)
+
+    def delete_derived(self, key: bytes) -> None:
+        if self._undo is not None and key not in self._undo:
+            self._undo[key] = self.get(key)
+        self._delete(key)
+
+    # -- all or nothing -------------------------------------------------------------------------------------------
+
+    def attempt(self, action: Callable[[], Ok]) -> Ok:
+        """Run `action`; when it is Refused, everything that it wrote is as before. Not for actions on sessions."""
+        counters, rows_digest = self.head.counters(), self.head.rows_digest
+        self._undo = {}
+        try:
+            return action()
+        except Refused:
+            for key, old in self._undo.items():
+                if old is None:
+                    self._delete(key)
+                else:
+                    self._put(key, old)
+            self.head.restore(counters)
+            self.head.rows_digest = rows_digest
+            raise
+        finally:
+            self._undo = None
+
+    # -- sessions -------------------------------------------------------------------------------------------------
+
+    def session(self, session: str) -> Row | None:
+        """The head of a session; call `touch` after changing it."""
+        if session not in self._sessions:
+            self._sessions[session] = self.row(session_key(session))
+        return self._sessions[session]
+
+    def new_session(self, row: Row) -> Row:
+        self._sessions[row["session"]] = row
+        self.touch(row)
+        return row
+
+    def touch(self, row: Row) -> None:
+        self._touched.add(row["session"])
+
+    def forget_session(self, session: str) -> None:
+        self._sessions[session] = None
+        self._touched.discard(session)
+        self.delete(session_key(session))
+
+    # -- counters -------------------------------------------------------------------------------------------------
+
+    def issue(self, count: int) -> int:
+        """The first of `count` numbers that were never issued."""
+        first = self.head.next_id
+        if first + count - 1 > NUMBER_MAX:
+            raise Refused("ids_exhausted", f"only {NUMBER_MAX - first + 1} of the {NUMBER_MAX} image numbers are left")
+        self.head.next_id = first + count
+        return first
+
+    def next_revision(self) -> int:
+        self.head.revision += 1
+        return self.head.revision
+
+    def record(
+        self, kind: str, command: Command, fields: Row, body_name: str | None = None, body: bytes | None = None
+    ) -> None:
+        """Append the change record of the revision just begun; `body` is msgpack already, under `body_name`."""
+        revision = self.head.revision
+        change = {"revision": revision, "time": self.time_us, "kind": kind, "op": command["op"], **fields}
+        change["actor"] = command.get("actor") or {}
+        packed = pack(change)
+        if body_name is not None and body is not None:
+            # One more pair behind the map's last: a map of up to 15 pairs has its count in the first byte.
+            packed = bytes((packed[0] + 1,)) + packed[1:] + pack(body_name) + body
+        self.insert(change_key(revision), packed)
+        self.head.changes += 1
+
+
+def outcome(action: Callable[..., Ok], *arguments: Any) -> dict[str, Any]:
+    """The result of a command: {"ok"} or {"error"}."""
+    try:
+        return {"ok": action(*arguments)}
+    except Refused as refused:
+        return refused.result()
+
+
+def gateway_of(command: Command) -> str | None:
+    """The gateway that asks, by its certificate."""
+    gateway: str | None = (command.get("actor") or {}).get("gateway")
+    return gateway

@@ -1,0 +1,82 @@
+"""Idempotency keys in apply: a repeated command gets the first result instead of happening twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raftreg.commands import IDEMPOTENCY_PRUNE_MAX, IDEMPOTENCY_RETENTION_US, IDEMPOTENCY_ROWS_MAX
+from raftreg.state_context import Command, Context, Ok, Refused, outcome
+from raftreg.tables import KEYS, KEYS_BY_AGE, hash16, pack, prefix_end, u64
+
+# Chosen for one attempt, not part of what is asked: who asks and under which key, and a UUID that the API may have
+# minted anew for the repetition (the first result names the UUID that holds).
+_PER_ATTEMPT = frozenset(("actor", "key", "uuid"))
+
+
+def once(ctx: Context, command: Command, action: Callable[[Context, Command], Ok]) -> dict[str, Any]:
+    """The first result of this key while it is remembered, refusals included; otherwise the action's, remembered now.
+
+    A key is scoped by user, project and gateway. The same key with other arguments is refused.
+    """
+    name, asked = _name(command), hash16(pack(_asked(command)))
+    row = ctx.row(KEYS + name)
+    if row is not None:
+        if not _is_expired(ctx, row[0]):
+            return _first(row, asked, command)
+        _forget(ctx, row[0], name)
+    _prune(ctx)
+    if ctx.head.keys >= IDEMPOTENCY_ROWS_MAX:
+        return Refused("too_many_keys", f"{ctx.head.keys} idempotency keys are remembered; try again later").result()
+    result = outcome(action, ctx, command)
+    ctx.insert(KEYS + name, pack([ctx.time_us, asked, result]))
+    ctx.put_derived(KEYS_BY_AGE + u64(ctx.time_us) + name)
+    ctx.head.keys += 1
+    return result
+
+
+def _first(row: list[Any], asked: bytes, command: Command) -> dict[str, Any]:
+    if row[1] != asked:
+        return Refused(
+            "idempotency_mismatch",
+            f"the idempotency key {command['key']} came first with other arguments; use a new key",
+        ).result()
+    result: dict[str, Any] = row[2]
+    (kind,) = result
+    return {kind: {**result[kind], "replayed": True}}
+
+
+def _name(command: Command) -> bytes:
+    actor = command.get("actor") or {}
+    return hash16(pack([actor.get("user"), actor.get("project"), actor.get("gateway"), command["key"]]))
+
+
+def _asked(value: Any) -> Any:
+    """The arguments in one order, whatever order the client sent them in."""
+    if type(value) is dict:
+        return [(name, _asked(item)) for name, item in sorted(value.items()) if name not in _PER_ATTEMPT]
+    if type(value) is list:
+        return [_asked(item) for item in value]
+    return value
+
+
+def _is_expired(ctx: Context, time_us: int) -> bool:
+    return time_us + IDEMPOTENCY_RETENTION_US <= ctx.time_us
+
+
+def _prune(ctx: Context) -> None:
+    """Forget a few rows of the oldest that have expired: per command, so that the cut of entries plays no part."""
+    expired: list[tuple[int, bytes]] = []
+    for key, _ in ctx.view.scan(KEYS_BY_AGE, prefix_end(KEYS_BY_AGE)):
+        time_us = int.from_bytes(key[1:9], "big")
+        if len(expired) == IDEMPOTENCY_PRUNE_MAX or not _is_expired(ctx, time_us):
+            break
+        expired.append((time_us, key[9:]))
+    for time_us, name in expired:
+        _forget(ctx, time_us, name)
+
+
+def _forget(ctx: Context, time_us: int, name: bytes) -> None:
+    ctx.delete(KEYS + name)
+    ctx.delete_derived(KEYS_BY_AGE + u64(time_us) + name)
+    ctx.head.keys -= 1

@@ -1,0 +1,189 @@
+"""Gateway sessions in apply: every operation of a gateway exactly once and in order, and stale gateways fenced.
+
+A session holds the sequence of the last operation, a running hash over all of them and the results of the last
+`SESSION_WINDOW`. An operation is applied only as last + 1 on top of the right hash; an older one gets its stored
+result. Whatever contradicts that shows a gateway whose disk was rolled back or cloned: its session is fenced.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raftreg.commands import SESSION_OPS, SESSION_WINDOW, SESSIONS_PER_GATEWAY_MAX, Invalid, validate
+from raftreg.state_context import Command, Context, Ok, Refused, outcome
+from raftreg.state_images import create_image, delete_image, update_image
+from raftreg.state_numbers import live_session, seal_all
+from raftreg.state_zones import ensure_gateway, save_gateway
+from raftreg.tables import Row, hash16, pack, result_key, unpack
+
+CHAIN_START = bytes(16)
+DIVERGED, SUPERSEDED = "diverged", "superseded"
+
+_INNER = {"create_image": create_image, "update_image": update_image, "delete_image": delete_image}
+
+
+# -- opening ------------------------------------------------------------------------------------------------------
+
+
+def open_session(ctx: Context, command: Command) -> Ok:
+    """Begin a session, which fences the gateway's older one; or say how far the known one got.
+
+    `diverged` tells that the gateway's own account contradicts ours: then the session is fenced.
+    """
+    session = ctx.session(command["session"])
+    if session is None:
+        return _begin(ctx, command)
+    if (session["gateway"], session["zone"]) != (command["gateway"], command["zone"]):
+        raise Refused("session_unknown", f"session {command['session']} belongs to another gateway; mint a new UUID")
+    if session["fenced"] == SUPERSEDED:
+        raise Refused(
+            "session_fenced",
+            f"session {command['session']} was superseded by a newer one of its gateway; open one under a new UUID",
+            token=session["token"],
+        )
+    if session["fenced"] is None and _contradicts(ctx, session, command):
+        fence(ctx, command, session, DIVERGED)
+    return _state(ctx, session)
+
+
+def _begin(ctx: Context, command: Command) -> Ok:
+    gateway = ensure_gateway(ctx, command, command["gateway"], command["zone"])
+    if command["acked_sequence"] > 0 or command["acked_hash"] != CHAIN_START:
+        # It has a past that is not known here: forgotten after its fencing, or lost with a restore.
+        return {
+            "session": command["session"], "last_sequence": 0, "last_hash": CHAIN_START, "token": gateway["token"],
+            "diverged": True, "revision": ctx.head.revision,
+        }  # fmt: skip
+    older = ctx.session(gateway["session"]) if gateway["session"] is not None else None
+    if older is not None and older["fenced"] is None:
+        fence(ctx, command, older, SUPERSEDED)
+    gateway["token"] += 1
+    gateway["session"] = command["session"]
+    gateway["sessions"].append(command["session"])
+    while len(gateway["sessions"]) > SESSIONS_PER_GATEWAY_MAX:
+        ctx.forget_session(gateway["sessions"].pop(0))
+        ctx.head.sessions -= 1
+    save_gateway(ctx, gateway)
+    session = ctx.new_session(
+        {
+            "session": command["session"], "gateway": command["gateway"], "zone": command["zone"],
+            "token": gateway["token"], "last_sequence": 0, "last_hash": CHAIN_START, "opened_at": ctx.time_us,
+            "fenced": None, "blocks": [],
+        }
+    )  # fmt: skip
+    ctx.head.sessions += 1
+    _record(ctx, command, session)
+    return _state(ctx, session)
+
+
+def _state(ctx: Context, session: Row) -> Ok:
+    return {
+        "session": session["session"], "last_sequence": session["last_sequence"], "last_hash": session["last_hash"],
+        "token": session["token"], "diverged": session["fenced"] is not None, "revision": ctx.head.revision,
+    }  # fmt: skip
+
+
+def _contradicts(ctx: Context, session: Row, command: Command) -> bool:
+    """Whether the gateway has forgotten operations that we applied, or has acks of some that we didn't."""
+    acked, last = command["acked_sequence"], session["last_sequence"]
+    if last > command["highest_sequence"] or acked > last:
+        return True
+    if acked == last:
+        return bool(command["acked_hash"] != session["last_hash"])
+    if acked == 0:
+        return bool(command["acked_hash"] != CHAIN_START)
+    stored = ctx.row(result_key(session["session"], acked))
+    return stored is None or stored[0] != command["acked_hash"]
+
+
+# -- fencing ------------------------------------------------------------------------------------------------------
+
+
+def fence(ctx: Context, command: Command, session: Row, reason: str) -> None:
+    """Accept nothing of this session any more: its blocks are sealed and its window is dropped."""
+    session["fenced"] = reason
+    seal_all(ctx, session)
+    last = session["last_sequence"]
+    for sequence in range(max(1, last - SESSION_WINDOW + 1), last + 1):
+        ctx.delete(result_key(session["session"], sequence))
+    _record(ctx, command, session)
+
+
+def _record(ctx: Context, command: Command, session: Row) -> None:
+    ctx.next_revision()
+    told = {name: session[name] for name in ("session", "gateway", "zone", "token", "last_sequence", "fenced")}
+    ctx.record("session", command, told)
+
+
+# -- operations ---------------------------------------------------------------------------------------------------
+
+
+def session_operation(ctx: Context, command: Command) -> Ok:
+    """Apply the operation that is next, or tell what became of an older one.
+
+    The refusal `session_diverged` fences the session, so it is the one that comes with a write.
+    """
+    session = live_session(ctx, command["session"], command["gateway"])
+    sequence, last = command["sequence"], session["last_sequence"]
+    if sequence > last + 1:
+        raise Refused(
+            "sequence_gap", f"operation {sequence} came before {last + 1}; send the ones between first",
+            last_sequence=last,
+        )  # fmt: skip
+    if sequence <= last:
+        return _replay(ctx, command, session)
+    if command["previous_hash"] != session["last_hash"]:
+        raise _diverged(ctx, command, session)
+    return _advance(ctx, command, session)
+
+
+def _replay(ctx: Context, command: Command, session: Row) -> Ok:
+    sequence = command["sequence"]
+    stored = ctx.row(result_key(session["session"], sequence))
+    if stored is None or stored[0] != hash16(command["previous_hash"] + command["payload"]):
+        raise _diverged(ctx, command, session)
+    return {"sequence": sequence, "result": stored[1], "replayed": True}
+
+
+def _diverged(ctx: Context, command: Command, session: Row) -> Refused:
+    fence(ctx, command, session, DIVERGED)
+    return Refused(
+        "session_diverged",
+        f"operation {command['sequence']} is not what this session holds (or is too old to tell); it is fenced now",
+        sequence=command["sequence"], last_sequence=session["last_sequence"],
+    )  # fmt: skip
+
+
+def _advance(ctx: Context, command: Command, session: Row) -> Ok:
+    sequence = command["sequence"]
+    result = _perform(ctx, command["payload"], session)
+    session["last_sequence"] = sequence
+    session["last_hash"] = hash16(command["previous_hash"] + command["payload"])
+    ctx.touch(session)
+    ctx.insert(result_key(session["session"], sequence), pack([session["last_hash"], result]))
+    if sequence > SESSION_WINDOW:
+        ctx.delete(result_key(session["session"], sequence - SESSION_WINDOW))
+    return {"sequence": sequence, "result": result}
+
+
+def _perform(ctx: Context, payload: bytes, session: Row) -> dict[str, Any]:
+    """The inner command's result; a refused one has used up its sequence as well."""
+    try:
+        inner = unpack(payload)
+        validate(inner)
+        if inner["op"] not in SESSION_OPS:
+            raise Invalid(f"op {inner['op']} cannot come in a session; {', '.join(sorted(SESSION_OPS))} can")
+    except (Invalid, ValueError) as invalid:
+        return Refused("invalid", str(invalid) or "the payload is not msgpack").result()
+    return outcome(_inner, ctx, inner, session)
+
+
+def _inner(ctx: Context, inner: Command, session: Row) -> Ok:
+    actor = {**(inner.get("actor") or {})}
+    for name in ("zone", "gateway"):
+        if actor.get(name) not in (None, session[name]):
+            raise Refused("invalid", f"the actor's {name} is {actor[name]}, the session's is {session[name]}")
+        actor[name] = session[name]
+    # What a gateway says about its users is not proof of an administrator.
+    actor.pop("admin", None)
+    return _INNER[inner["op"]](ctx, {**inner, "actor": actor}, session)

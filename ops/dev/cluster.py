@@ -3,8 +3,8 @@
     python -m ops.dev.cluster up [--proxied]     start it, in .run/dev, and leave it running
     python -m ops.dev.cluster down               stop it; its data stay for the next `up`
 
-`Cluster` serves the story and system tests too, each in a directory of its own. The state file (cluster.json) names every
-process with pid and start time, and is renewed with each start, so whoever comes later can stop exactly these.
+`Cluster` serves the story and system tests too, each in a directory of its own. The state file (cluster.json) names
+every process with pid and start time, and is renewed with each start: whoever comes later can stop exactly these.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class Wiring:
         for gateway, zone in self.gateways.items():
             command += ["--gateway", f"{gateway}={zone}"]
         done = subprocess.run(
-            [*command, "--client", OPERATOR],
+            command,
             cwd=ROOT,
             env=environment.clean(os.environ),
             stdin=subprocess.DEVNULL,

@@ -1,0 +1,114 @@
+"""Power failure of all peers at once: what was not synced is gone, wholly or partly; nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chaos.power_loss import recorder
+from chaos.power_loss.rebuild import rebuild
+from ops.dev.cluster import Cluster
+from tests.system.conftest import MakeCluster
+from tests.system.workload import Workload, judged
+
+MOMENT_MAX_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def library() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="recorder-") as directory:
+        try:
+            yield recorder.compile_recorder(Path(directory))
+        except recorder.NoRecorder as reason:
+            pytest.skip(str(reason))
+
+
+class Disks:
+    """The disks of a cluster's peers: recorded while the peers run, rebuilt after the power has failed."""
+
+    def __init__(self, cluster: Cluster, library: Path) -> None:
+        self._cluster, self._library = cluster, library
+        self._bases: dict[str, bytes] = {}
+        self.drawn: list[str] = []
+
+    def start_peers(self) -> None:
+        """Start every peer on what its disk holds, with a new record."""
+        for peer in self._cluster.peers:
+            self._bases[peer] = self._file(peer).read_bytes()
+            self._record(peer).unlink(missing_ok=True)
+            env = recorder.preload(self._library, self._record(peer))
+            self._cluster.start_process(peer, env)
+
+    def lose_power(self, chance: random.Random) -> None:
+        """End all peers at one moment and leave on each disk what it may have kept."""
+        self._cluster.kill(*self._cluster.peers)
+        for peer in self._cluster.peers:
+            self.drawn.append(
+                rebuild(self._record(peer), self._bases[peer], self._file(peer), seed=chance.getrandbits(32))
+            )
+            self._file(peer).with_name("lock.mdb").unlink(missing_ok=True)
+
+    def _file(self, peer: str) -> Path:
+        return self._cluster.wiring.peer_dir(peer) / "store" / "data.mdb"
+
+    def _record(self, peer: str) -> Path:
+        return self._cluster.base / f"record-{peer}"
+
+
+async def power_failures(cluster: Cluster, library: Path, path: Path, seed: int, count: int) -> None:
+    chance = random.Random(seed)
+    await asyncio.to_thread(cluster.prepare)
+    disks = Disks(cluster, library)
+    await asyncio.to_thread(disks.start_peers)
+    async with Workload(cluster, path, seed=seed) as workload:
+        for _ in range(count):
+            await workload.progress(chance.randint(20, 100))
+            await asyncio.sleep(chance.uniform(0, MOMENT_MAX_S))
+            await asyncio.to_thread(disks.lose_power, chance)
+            await asyncio.to_thread(disks.start_peers)
+        await workload.progress(30)
+    verdict, _ = await judged(workload)
+    assert verdict.ok, f"seed {seed}: {verdict.problems}\n" + "\n".join(disks.drawn)
+    assert verdict.acknowledged > 10 * count, "the clients have hardly written anything"
+
+
+async def test_power_failures_of_all_peers_lose_no_acknowledged_write(
+    make_cluster: MakeCluster, library: Path, tmp_path: Path, seed: int
+) -> None:
+    await power_failures(make_cluster(gateways={}), library, tmp_path / "history.jsonl", seed, count=3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_many_power_failures_of_all_peers_lose_no_acknowledged_write(
+    make_cluster: MakeCluster, library: Path, tmp_path: Path, seed: int
+) -> None:
+    await power_failures(make_cluster(gateways={}), library, tmp_path / "history.jsonl", seed, count=30)
+
+
+async def test_a_registry_whose_disks_lose_synced_writes_is_found_out(
+    make_cluster: MakeCluster, library: Path, tmp_path: Path, seed: int
+) -> None:
+    """The whole chain of recorder, load and judge can fail: here the disks go back to where they began."""
+    cluster = make_cluster(gateways={})
+    await asyncio.to_thread(cluster.prepare)
+    for peer in cluster.peers:
+        shutil.copytree(cluster.wiring.peer_dir(peer) / "store", tmp_path / peer)
+    disks = Disks(cluster, library)
+    await asyncio.to_thread(disks.start_peers)
+    async with Workload(cluster, tmp_path / "history.jsonl", seed=seed) as workload:
+        await workload.progress(50)
+        await asyncio.to_thread(cluster.kill, *cluster.peers)
+        for peer in cluster.peers:
+            shutil.copyfile(tmp_path / peer / "data.mdb", cluster.wiring.peer_dir(peer) / "store" / "data.mdb")
+        await asyncio.to_thread(disks.start_peers)
+        await workload.progress(30)
+    verdict, _ = await judged(workload)
+    assert verdict.lost > 0
+    assert verdict.duplicate_numbers > 0

@@ -151,7 +151,8 @@ class Catalogue:
 
     def unseen(self, txn: Txn, after: bytes, rows: int) -> tuple[list[bytes], bytes | None]:
         """Keys among the next `rows` that the present pass has not seen, and where to go on."""
-        doomed, present = [], self._pass(txn)
+        present = self._pass(txn)
+        doomed: list[bytes] = []
         last: bytes | None = None
         for n, (key, data) in enumerate(txn.scan("catalogue", after)):
             if n == rows:

@@ -59,9 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _config_argument(command: argparse.ArgumentParser) -> None:
     default = os.environ.get(CONFIG_VARIABLE)
-    command.add_argument(
-        "--config", type=Path, default=default, help=f"configuration file (default: ${CONFIG_VARIABLE})"
-    )
+    command.add_argument("--config", type=Path, default=default, help=f"default: ${CONFIG_VARIABLE}")
 
 
 def _token_parser(commands: Any) -> None:
@@ -76,9 +74,8 @@ def _token_parser(commands: Any) -> None:
 
 
 def _parked_parser(commands: Any) -> None:
-    parked = commands.add_parser("parked", help="writes that the registry refused").add_subparsers(
-        required=True, metavar="VERB"
-    )
+    group = commands.add_parser("parked", help="writes that the registry refused")
+    parked = group.add_subparsers(required=True, metavar="VERB")
     listing = parked.add_parser("list", help="show them, oldest first; also while the gateway runs")
     _config_argument(listing)
     listing.add_argument("--json", action="store_true", help="print one JSON document")
@@ -112,8 +109,13 @@ def _serve(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _own_url(chosen: config.Config) -> str:
+    host, port = chosen.listen
+    return f"http://{host}:{port}"
+
+
 def _status(arguments: argparse.Namespace) -> int:
-    endpoint = arguments.endpoint or "http://%s:%d" % _configured(arguments).listen
+    endpoint = arguments.endpoint or _own_url(_configured(arguments))
     try:
         with urllib.request.urlopen(f"{endpoint.rstrip('/')}/zonegw/v1/status", timeout=STATUS_TIMEOUT_S) as answer:
             document = json.load(answer)

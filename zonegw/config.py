@@ -48,7 +48,9 @@ class Limits:
 
     # Uplink: how long a request to the registry may take, and how the link is probed.
     uplink_deadline_s: float = 5
-    heartbeat_interval_s: float = 1
+    # The interval is a small part of the lease; an election of the registry fits into the deadline.
+    heartbeat_interval_s: float = 0.5
+    heartbeat_deadline_s: float = 1.5
     # Failed heartbeats after which the zone counts as degraded.
     heartbeat_failures_max: int = 2
     retry_delay_min_s: float = 0.2
@@ -172,8 +174,8 @@ def _check_together(config: Config) -> None:
     """What one key means for another."""
     if "none" in config.auth.methods and not config.auth.allow_none_off_loopback and not _loopback(config.listen[0]):
         raise ConfigError(
-            'auth.methods contains "none" but images.listen is not a loopback address: everyone who reaches it would be an '
-            "administrator; listen on 127.0.0.1, use tokens, or set auth.allow_none_off_loopback = true"
+            'auth.methods contains "none" but images.listen is not a loopback address: everyone who reaches it '
+            "would be an administrator; listen on 127.0.0.1, use tokens, or set auth.allow_none_off_loopback = true"
         )
     if "tokens" in config.auth.methods and config.auth.tokens_file is None:
         raise ConfigError('auth.methods contains "tokens": set auth.tokens_file (made by `zonegw token create`)')

@@ -1,8 +1,8 @@
 """Data cache: bytes of other zones' images, kept on disk within a bound, least recently used out first.
 
-One fetch serves any number of clients, who read along while it runs. The last chunk is held back until the whole matches
-its sha512: a client can never take wrong bytes for a complete image. A broken connection is resumed where it broke.
-A file is in the cache under its key only when it was verified and is on the disk; its mtime is when it was last used.
+One fetch serves any number of clients, who read along while it runs. The last chunk is held back until the whole
+matches its sha512: a client can never take wrong bytes for a complete image. A broken connection is resumed where it
+broke. A file is in the cache under its key only when it was verified and is on the disk; its mtime is its last use.
 """
 
 import asyncio
@@ -144,9 +144,7 @@ class DataCache:
         """Evict until `size` more fits."""
         bound = self._limits.data_cache_max_bytes
         if size > bound:
-            raise DataUnavailable(
-                f"the image is larger than the whole data cache (limits.data_cache_max_bytes = {bound})"
-            )
+            raise DataUnavailable(f"the image is larger than the data cache (limits.data_cache_max_bytes = {bound})")
         while self._files and self.used_bytes + size > bound:
             self.evict(next(iter(self._files)))
         if self.used_bytes + size > bound:

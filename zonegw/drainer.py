@@ -226,7 +226,7 @@ class Drainer:
     async def _next_batch(self, session: Session) -> list[PendingWrite]:
         """What was sent without a verdict, else new writes, marked as sent durably."""
         read = self._store.read()
-        sent = []
+        sent: list[PendingWrite] = []
         for write in self._queue.pending(read):
             if write.sequence is None or len(sent) >= self._limits.session_window:
                 break
@@ -286,18 +286,14 @@ class Drainer:
         try:
             results = await self._refusing_fence(self._link.session_operations(session.uuid, operations))
         except RegistryRefused as refused:
-            if refused.code == "sequence_gap" or len(batch) > 1:
-                await self._send_singly(session, batch, refused)
-                return
-            self._retract(session, batch[0], refused)
+            if not refused.malformed:
+                raise
+            if len(batch) > 1:  # find the write that is to blame
+                await self._send(session, batch[:1])
+            else:
+                self._retract(session, batch[0], refused)
             return
         self._settle(session, batch, results)
-
-    async def _send_singly(self, session: Session, batch: list[PendingWrite], refused: RegistryRefused) -> None:
-        """A request was refused as a whole: find the write that is to blame by sending the first alone."""
-        if refused.code == "sequence_gap":
-            raise RegistryAway(str(refused))
-        await self._send(session, batch[:1])
 
     def _retract(self, session: Session, write: PendingWrite, refused: RegistryRefused) -> None:
         """The registry would not even take the write into the session: park it; what came behind gets new sequences."""

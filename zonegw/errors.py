@@ -131,13 +131,13 @@ class RegistryAway(Exception):
 
 
 class RegistryRefused(Exception):
-    """The registry definitely refused: `code` is its error code, `details` what else it said."""
+    """The registry definitely refused with its error `code`; `malformed`: for what the request is, whatever the state."""
 
-    def __init__(self, code: str, message: str, details: dict[str, object] | None = None) -> None:
+    def __init__(self, code: str, message: str, *, malformed: bool = False) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
-        self.details = details or {}
+        self.malformed = malformed
 
 
 class FeedGone(Exception):

@@ -1,4 +1,4 @@
-"""Answers whose body is a file: whole or one range, by sendfile where the connection is plain, bounded memory always."""
+"""Answers whose body is a file: whole or one range, by sendfile where the connection is plain."""
 
 import asyncio
 import os

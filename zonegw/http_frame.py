@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from zonegw.auth import Authenticator, Identity
 from zonegw.config import Limits
@@ -17,9 +18,6 @@ from zonegw.metrics import GatewayMetrics
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 Stamp = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/", "/versions", "/healthcheck", "/metrics", "/zonegw/v1/status"})

@@ -1,7 +1,7 @@
 """Use case: one page of the images that an identity may see.
 
 The indexes give candidates in order; the page ends when it is full or `list_scan_max` rows were read, and says where to
-go on. Between chunks of rows other requests get their turn; every chunk is read afresh from the place where the last ended.
+go on. Between chunks of rows other requests get their turn; every chunk is read afresh from where the last ended.
 """
 
 import asyncio
@@ -77,7 +77,8 @@ async def _walked_page(images: Images, who: Identity, query: ListQuery, scopes: 
     while True:
         rows = 0
         walker = listing.walk(txn, scopes, sort, reverse=reverse, after=after)
-        for after, uuid in walker:
+        for place, uuid in walker:
+            after = place
             rows += 1
             image = _listed(images, txn, who, query, uuid)
             if image is not None:
@@ -149,9 +150,7 @@ def _groups(
 
 def _check_work(group: int, rows: int, images: Images) -> None:
     if group > images.limits.list_group_max or rows > images.limits.list_scan_max:
-        raise BadRequest(
-            "too many images are equal in the first sort key; sort by created_at or name first, or filter more"
-        )
+        raise BadRequest("too many images are equal in the first sort key: sort by created_at or name first")
 
 
 def put_in_order(group: list[Image], sort: list[tuple[str, bool]]) -> list[Image]:

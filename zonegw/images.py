@@ -1,7 +1,7 @@
 """Use cases on image metadata: create, update, delete, show.
 
-Writes to images whose home is this zone are answered from the write-ahead queue: acknowledged = fsynced there. Writes to
-other images need the registry's verdict and are refused while the uplink is down.
+Writes to images whose home is this zone are answered from the write-ahead queue: acknowledged = fsynced there. Writes
+to other images need the registry's verdict and are refused while the uplink is down.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ DISK_FORMATS = ("ami", "ari", "aki", "vhd", "vhdx", "vmdk", "raw", "qcow2", "vdi
 CONTAINER_FORMATS = ("ami", "ari", "aki", "bare", "ovf", "ova", "docker", "compressed")
 VISIBILITIES = ("community", "public", "private", "shared")
 # Attributes that a client may set; the others of an image are the gateway's and the registry's.
-WRITABLE = {
+WRITABLE: dict[str, Any] = {
     "name": None, "disk_format": None, "container_format": None, "visibility": "shared", "owner": None, "min_disk": 0,
     "min_ram": 0, "protected": False, "os_hidden": False,
 }  # fmt: skip
@@ -147,7 +147,7 @@ class Images:
         self, txn: Txn, request: Request, uuid: str, number: int | None, attributes: dict[str, Any],
         properties: dict[str, str], tags: list[str],
     ) -> int:  # fmt: skip
-        command = {
+        command: dict[str, Any] = {
             "op": "create_image", "actor": self._actor(request), "uuid": uuid, "attributes": attributes,
             "properties": properties, "tags": tags, "home_zone": self.zone,
         }  # fmt: skip
@@ -183,18 +183,19 @@ class Images:
         return await self.show(request.who, uuid)
 
     def _check_update(self, who: Identity, image: Image, changes: Changes) -> None:
-        if not visibility.may_set_visibility(who, changes.set.get("visibility", image["visibility"])):
+        values = changes.set
+        if not visibility.may_set_visibility(who, (image | values)["visibility"]):
             raise Forbidden("You are not authorized to publicize images")
-        if not visibility.may_own_as(who, changes.set.get("owner", image["owner"])):
+        if not visibility.may_own_as(who, (image | values)["owner"]):
             raise Forbidden("You are not permitted to modify 'owner' on this image")
-        after = image | {name: value for name, value in changes.set.items() if name in WRITABLE}
+        after = image | {name: value for name, value in values.items() if name in WRITABLE}
         properties = dict(image["properties"])
-        for name, value in changes.set.items():
+        for name, value in values.items():
             if name.startswith("properties."):
                 properties[name.removeprefix("properties.")] = value
         for name in changes.unset:
             properties.pop(name.removeprefix("properties."), None)
-        check_attributes(after, properties, changes.set.get("tags", image["tags"]), self.limits)
+        check_attributes(after, properties, (image | values)["tags"], self.limits)
 
     def append_update(
         self, txn: Txn, request: Request, image: Image, values: dict[str, Any], unset: list[str],
@@ -332,5 +333,5 @@ def _check_tags(tags: list[str], limits: Limits) -> None:
     if len(tags) > limits.tags_max:
         raise BodyTooLarge(f"an image has at most {limits.tags_max} tags")
     for tag in tags:
-        if not isinstance(tag, str) or not tag or len(tag) > limits.tag_max_chars:
+        if not tag or len(tag) > limits.tag_max_chars:
             raise BadRequest(f"a tag must be a text of 1 to {limits.tag_max_chars} characters")

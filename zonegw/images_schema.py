@@ -117,8 +117,8 @@ def present(image: Image) -> dict[str, Any]:
     path = f"/v2/images/{image['uuid']}"
     shown = {name: value for name, value in image["properties"].items() if name not in IMAGE_PROPERTIES}
     for name in (
-        "name", "disk_format", "container_format", "visibility", "size", "virtual_size", "status", "checksum", "protected",
-        "min_ram", "min_disk", "owner", "os_hidden", "os_hash_algo", "os_hash_value",
+        "name", "disk_format", "container_format", "visibility", "size", "virtual_size", "status", "checksum",
+        "protected", "min_ram", "min_disk", "owner", "os_hidden", "os_hash_algo", "os_hash_value",
     ):  # fmt: skip
         shown[name] = image[name]
     shown |= {

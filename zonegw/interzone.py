@@ -1,4 +1,4 @@
-"""Image data between zones: the listener that serves this zone's bytes to other gateways, and the client that fetches theirs.
+"""Image data between zones: the listener that serves this zone's bytes, and the client that fetches those of others.
 
 Both sides need a gateway's certificate of the cluster's CA. Bytes are named by their opaque key, which only a gateway
 learns, from the registry.

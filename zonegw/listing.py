@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any
 from uuid import UUID
 
-from zonegw.store import Txn
+from zonegw.store import Txn, u64
 
 Image = dict[str, Any]
 
@@ -44,7 +44,7 @@ def sort_value(image: Image, sort: str) -> bytes:
     if value is None:
         return b"\x00"
     if isinstance(value, int):
-        return b"\x01" + value.to_bytes(8, "big")
+        return b"\x01" + int.to_bytes(value, 8, "big")
     return text_value(value)
 
 
@@ -54,7 +54,7 @@ def text_value(text: str) -> bytes:
 
 def place(image: Image, sort: str) -> bytes:
     """Where the image stands in the order of `sort`."""
-    return sort_value(image, sort) + image["created_at"].to_bytes(8, "big") + UUID(image["uuid"]).bytes
+    return sort_value(image, sort) + u64(image["created_at"]) + UUID(image["uuid"]).bytes
 
 
 def keys(image: Image | None) -> set[bytes]:

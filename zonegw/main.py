@@ -197,9 +197,11 @@ async def serve(config: Config) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     async with Gateway(config) as gateway:
-        print(f"zonegw {config.gateway} of zone {config.zone} listens on http://%s:%d" % gateway.address, flush=True)
+        host, port = gateway.address
+        print(f"zonegw {config.gateway} of zone {config.zone} listens on http://{host}:{port}", flush=True)
         stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({stopping, gateway.failed}, return_when=asyncio.FIRST_COMPLETED)
+        waiting: set[asyncio.Future[Any]] = {stopping, gateway.failed}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if gateway.failed.done():
             gateway.failed.result()

@@ -26,18 +26,14 @@ class GatewayMetrics:
     """The metrics of one gateway."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self.requests = Counter(
-            "zonegw_requests", "Requests by route and status", ["route", "status"], registry=self._registry
-        )
+        self._registry = own = CollectorRegistry()
+        self.requests = Counter("zonegw_requests", "Requests by route and status", ["route", "status"], registry=own)
         self.commits = Histogram(
-            "zonegw_commit_seconds", "Time of a durable commit", registry=self._registry,
+            "zonegw_commit_seconds", "Time of a durable commit", registry=own,
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
         )  # fmt: skip
-        self.drained = Counter(
-            "zonegw_drained", "Pending writes by the registry's verdict", ["verdict"], registry=self._registry
-        )
-        self._gauges = {name: Gauge(f"zonegw_{name}", text, registry=self._registry) for name, text in _GAUGES.items()}
+        self.drained = Counter("zonegw_drained", "Pending writes by the registry's verdict", ["verdict"], registry=own)
+        self._gauges = {name: Gauge(f"zonegw_{name}", text, registry=own) for name, text in _GAUGES.items()}
 
     def render(self, values: Mapping[str, Any]) -> bytes:
         """The text format; `values` by the names above."""

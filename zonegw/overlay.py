@@ -1,13 +1,15 @@
 """Overlay: own pending writes laid over the catalogue's image, as pure functions on one image's overlay row.
 
-Row: {"base": the image as the last ack returned it, or None; "acked": highest revision acked; "deleted": an acked delete;
+Row: {"base": the image as the last ack returned it, or None; "acked": highest revision acked;
+      "deleted": an acked delete;
       "own_versions": versions of the image that own acks made;
       "patches": [patch, ...] in the order of acknowledgement}
 Patch: {"position", "kind": create | update | delete, "state": pending | parked | acked, "time": µs,
         "image" (create), "set", "unset", "add_locations", "remove_locations" (update), "revision" (acked)}
 
 What a reader sees is the newer, by version, of the catalogue's image and the acked one, with the patches laid over it.
-An acked write is not applied a second time: its result replaces it. The row goes when the catalogue has reached `acked`.
+An acked write is not applied a second time: its result replaces it. The row goes when the catalogue has reached
+`acked`.
 """
 
 from typing import Any

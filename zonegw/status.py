@@ -90,7 +90,8 @@ class Status:
             "block": {name: live[name] for name in ("first", "last", "next")} if live else None,
             "sealed_blocks": sum(1 for b in self.ids.blocks(read) if b["sealed"]),
             "session": session.uuid if session else None, "acked_sequence": session.acked_sequence if session else 0,
-            "sessions_lost": losses, "store_used_bytes": self.store.used_bytes(), "data_used_bytes": self.data.used_bytes,
+            "sessions_lost": losses, "store_used_bytes": self.store.used_bytes(),
+            "data_used_bytes": self.data.used_bytes,
             "cache_used_bytes": self.cache.used_bytes, "uptime_s": time.monotonic() - self.started,
             "errors": {
                 name: error

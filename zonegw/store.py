@@ -200,9 +200,7 @@ class Store:
     def check_room(self) -> None:
         """Raise StorageFull when a write that grows the store would pass the quota or fill the disk."""
         if self.used_bytes() > self.limits.store_soft_limit_bytes:
-            raise StorageFull(
-                "the quota of the gateway's metadata is used up; delete images, or raise limits.store_soft_limit_bytes"
-            )
+            raise StorageFull("the gateway's metadata quota is used up (limits.store_soft_limit_bytes); delete images")
         if free_bytes(self.directory) < self.limits.disk_reserve_bytes:
             raise StorageFull("the gateway's disk is nearly full; delete images, or free space")
 
@@ -226,7 +224,5 @@ def _lock(directory: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(handle)
-        raise ConfigError(
-            f"another gateway runs on {directory}: stop it, or give this one a data_dir of its own"
-        ) from error
+        raise ConfigError(f"another gateway runs on {directory}: stop it, or use another data_dir") from error
     return handle

@@ -1,4 +1,4 @@
-"""What tells this copy of a data directory from every other: a copied or restored one must not hand out its IDs again."""
+"""What tells a data directory from its copies: a copied or restored one must not hand out its IDs again."""
 
 import ctypes
 import os

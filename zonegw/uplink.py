@@ -18,8 +18,9 @@ from zonegw.errors import FeedGone, RegistryAway, RegistryRefused
 
 log = logging.getLogger(__name__)
 
-# Refusals that end by themselves: the same request is sent again.
-_PASSING = (errors.Unavailable, errors.TooManyRequests, errors.StorageFull)
+# Verdicts on the request itself. Everything else passes, or leaves the outcome open: the same request is sent again.
+_VERDICTS = (errors.BadRequest, errors.TooLarge, errors.Forbidden, errors.NotFound, errors.Conflict)
+_MALFORMED = (errors.BadRequest, errors.TooLarge)
 
 
 class Uplink:
@@ -56,7 +57,7 @@ class Uplink:
         """For ever: register once, then send heartbeats."""
         while True:
             try:
-                async with asyncio.timeout(self._limits.uplink_deadline_s):
+                async with asyncio.timeout(self._limits.heartbeat_deadline_s):
                     await self._beat()
                 self._settle(None)
             except (RegistryAway, RegistryRefused, TimeoutError) as error:
@@ -70,7 +71,7 @@ class Uplink:
                 await self._client.register_zone(zone)
                 await self._client.register_gateway(zone, gateway, self._config.advertise or "")
                 self._registered = True
-            await self._client.heartbeat(zone, gateway)
+            await self._client.heartbeat(zone, gateway, deadline_s=self._limits.heartbeat_deadline_s)
 
     def _settle(self, error: str | None) -> None:
         was = self.up
@@ -127,11 +128,10 @@ def _translated() -> Iterator[None]:
         yield
     except (errors.Compacted, errors.WrongEpoch) as error:
         raise FeedGone(str(error)) from error
-    except _PASSING as error:
-        raise RegistryAway(f"{error.code}: {error.message}") from error
+    except _VERDICTS as error:
+        malformed = isinstance(error, _MALFORMED)
+        raise RegistryRefused(error.code, error.message, malformed=malformed) from error
     except errors.RegistryError as error:
-        if not error.definite:
-            raise RegistryAway(f"{error.code}: {error.message}") from error
-        raise RegistryRefused(error.code, error.message, error.details) from error
-    except (TimeoutError, OSError) as error:
+        raise RegistryAway(f"{error.code}: {error.message}") from error
+    except OSError as error:  # TimeoutError among them
         raise RegistryAway(str(error) or type(error).__name__) from error

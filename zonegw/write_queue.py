@@ -22,6 +22,7 @@ from zonegw.errors import StorageFull
 from zonegw.store import Txn, pack, u64, unpack
 
 INITIAL_HASH = bytes(16)
+PARKED_BEHIND = {"code": "parked_behind", "message": "an earlier write of the image is parked"}
 
 
 def chain_hash(previous: bytes, payload: bytes) -> bytes:
@@ -71,9 +72,7 @@ class WriteQueue:
     def append(self, txn: Txn, uuid: str, command: dict[str, Any], create_position: int | None = None) -> int:
         """Queue `command` about image `uuid`; `create_position` is its create, where that is still pending."""
         if txn.count("queue") >= self._limits.queue_depth_max:
-            raise StorageFull(
-                "the write-ahead queue is full (limits.queue_depth_max); it empties when the registry is back"
-            )
+            raise StorageFull("the write-ahead queue is full (limits.queue_depth_max) until the registry is back")
         position = self.highest_position(txn) + 1
         txn.put("meta", b"queue.highest", u64(position))
         write = PendingWrite(position, uuid, command, self._now_us(), create_position)
@@ -149,7 +148,7 @@ class WriteQueue:
         self._consume(txn, session, write)
 
     def retract(self, txn: Txn, session: Session, write: PendingWrite, reason: dict[str, Any]) -> list[PendingWrite]:
-        """The registry surely took neither `write` nor what was sent behind it: park it, give the others new sequences."""
+        """The registry surely took neither `write` nor what came behind: park it, give the others new sequences."""
         for later in list(self.pending(txn, write.position)):
             if later.sequence is not None:
                 later.sequence = later.payload = later.previous_hash = None
@@ -163,7 +162,7 @@ class WriteQueue:
         position = self.highest_position(txn) + 1
         txn.put("meta", b"queue.highest", u64(position))
         write = PendingWrite(position, uuid, command, self._now_us())
-        self._put_parked(txn, write, {"code": "parked_behind", "message": "an earlier write is parked"}, behind)
+        self._put_parked(txn, write, PARKED_BEHIND, behind)
         return position
 
     def park_all(self, txn: Txn, reason: dict[str, Any]) -> list[PendingWrite]:

@@ -82,9 +82,7 @@ class FilesystemStore:
 
     def _check_room(self, size: int) -> None:
         if self.used_bytes + size > self._max_bytes:
-            raise StorageFull(
-                "the data store's quota is used up (limits.data_store_max_bytes); delete images to make room"
-            )
+            raise StorageFull("the data store's quota is used up (limits.data_store_max_bytes); delete images")
         if free_bytes(self.directory) - size < self._disk_reserve_bytes:
             raise StorageFull("the data store's disk is nearly full; delete images to make room")
 

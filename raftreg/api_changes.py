@@ -8,7 +8,7 @@ import logging
 from aiohttp import web
 
 from raftreg import errors, queries, wire
-from raftreg.api_context import Context, number_parameter, wants_msgpack
+from raftreg.api_context import Context, Document, fill_page, number_parameter, wants_msgpack
 
 logger = logging.getLogger(__name__)
 
@@ -61,21 +61,17 @@ class Changes:
         query = request.query
         limit = number_parameter(query, "limit")
         rows_max = max(1, min(limits.page_rows_max if limit is None else limit, limits.page_rows_max))
-        after = number_parameter(query, "after") or 0
+        after = number_parameter(query, "after")
         view = await context.view(request)
+
+        def read(after: int | None, count: int) -> tuple[list[Document], int | None]:
+            images = queries.state_chunk(view, after or 0, count)
+            # A full chunk may have been the last one; the next one is empty then.
+            return images, images[-1]["number"] if len(images) == count else None
+
         as_msgpack = wants_msgpack(request)
-        start = f"{context.epoch}.{queries.revision(view)}"
-        rows: list[bytes] = []
-        size = 0
-        images = queries.state_chunk(view, after, rows_max)
-        for image in images:
-            rows.append(wire.encode(image, as_msgpack=as_msgpack))
-            size, after = size + len(rows[-1]), image["number"]
-            if size >= limits.page_bytes_max:
-                break
-        # A full chunk may have been the last one; the next is empty then.
-        more = len(rows) < len(images) or len(images) == rows_max
-        rest = {"next": after if more else None, "start": start}
+        rows, after = fill_page(read, after, rows_max, limits.page_bytes_max, as_msgpack=as_msgpack)
+        rest = {"next": after, "start": f"{context.epoch}.{queries.revision(view)}"}
         return context.encoded(wire.encode_page("images", rows, rest, as_msgpack=as_msgpack), as_msgpack)
 
 

@@ -34,7 +34,7 @@ _ACTOR_HEADERS = (
     ("request_id", wire.HEADER_REQUEST_ID),
 )
 _ACTOR_BYTES_MAX = 255
-_GATEWAY_WRITES = frozenset({"operator", "gateway"})
+_PAGE_STEP_ROWS = 50
 
 
 class Proposer(Protocol):
@@ -280,6 +280,34 @@ def _short(value: str, header: str) -> str:
     if len(value) > _ACTOR_BYTES_MAX:
         raise errors.BadRequest(f"{header} has more than {_ACTOR_BYTES_MAX} characters")
     return value
+
+
+Read = Callable[[int | None, int], tuple[list[Document], int | None]]
+"""Reads up to `count` images behind a marker: (images, the marker to go on from or None at the end)."""
+
+
+def fill_page(
+    read: Read, marker: int | None, rows_max: int, bytes_max: int, *, as_msgpack: bool
+) -> tuple[list[bytes], int | None]:
+    """Encoded images up to the first limit that is reached, and the marker to go on from or None at the end.
+
+    Reads a few at a time, so that large images are not all decoded before the bytes are counted.
+    """
+    rows: list[bytes] = []
+    size = 0
+    while len(rows) < rows_max:
+        count = min(rows_max - len(rows), _PAGE_STEP_ROWS)
+        images, following = read(marker, count)
+        for image in images:
+            rows.append(wire.encode(image, as_msgpack=as_msgpack))
+            size += len(rows[-1])
+            if size >= bytes_max and image is not images[-1]:
+                return rows, image["number"]
+        marker = following
+        # A short answer with a marker means that many rows were looked at: enough for one request.
+        if marker is None or size >= bytes_max or len(images) < count:
+            break
+    return rows, marker
 
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}

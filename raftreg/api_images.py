@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid as uuids
 from typing import Any
@@ -13,6 +14,7 @@ from raftreg.api_context import (
     Caller,
     Context,
     Document,
+    fill_page,
     flag_parameter,
     number_parameter,
     take,
@@ -45,8 +47,6 @@ _BATCH_OPS = ("create_image", "update_image", "delete_image", "allocate_ids")
 _WRITERS = ("operator", "client", "gateway")
 _FILTERS = ("owner", "visibility", "name", "status", "home_zone")
 _LIST_PARAMETERS = {*_FILTERS, "sort", "limit", "marker", "consistency", "max_staleness"}
-# Rows read and encoded at a time, so that a page of large images stops soon after its limit of bytes.
-_LIST_STEP_ROWS = 100
 
 
 class Images:
@@ -71,7 +71,7 @@ class Images:
         context = self._context
         caller = context.caller(request)
         caller.require_role(*_WRITERS)
-        command = _creation(take(await context.body(request), _CREATE), caller)
+        command = _creation(take(await context.body(request), _CREATE), caller, context.key(request))
         ok = await context.propose(request, caller, command)
         location = {"Location": f"{wire.PREFIX}/images/{ok['number']}"}
         return context.answer(request, ok, 201, location)
@@ -123,7 +123,10 @@ class Images:
         return [_operation(operation, position, caller) for position, operation in enumerate(operations)]
 
     async def list(self, request: web.Request) -> web.Response:
-        """{"images": [PUBLIC...], "next": marker or null}: a page ends at its limit of rows or bytes."""
+        """{"images": [PUBLIC...], "next": marker or null}: a page ends at its limit of rows or bytes.
+
+        With filters that no index serves alone, a page may be short or empty although `next` says that there is more.
+        """
         query = request.query
         unknown = [name for name in query if name not in _LIST_PARAMETERS]
         if unknown:
@@ -136,37 +139,37 @@ class Images:
         sort, descending = _order(query.get("sort", "created_at:desc"))
         filters = {name: query[name] for name in _FILTERS if name in query}
         view = await self._context.view(request)
+
+        def read(marker: int | None, count: int) -> tuple[list[Document], int | None]:
+            return queries.list_images(view, **filters, sort=sort, descending=descending, marker=marker, limit=count)
+
         as_msgpack = wants_msgpack(request)
-        rows: list[bytes] = []
-        size, more = 0, rows_max > 0
-        while more and len(rows) < rows_max and size < limits.page_bytes_max:
-            step = min(rows_max - len(rows), _LIST_STEP_ROWS)
-            images, more = queries.list_images(
-                view, **filters, sort=sort, descending=descending, marker=marker, limit=step
-            )
-            for image in images:
-                row = wire.encode(image, as_msgpack=as_msgpack)
-                rows.append(row)
-                size += len(row)
-                marker = image["number"]
-                if size >= limits.page_bytes_max and image is not images[-1]:
-                    more = True
-                    break
-            if not images:
-                break
-        page = wire.encode_page("images", rows, {"next": marker if more and rows else None}, as_msgpack=as_msgpack)
-        return self._context.encoded(page, as_msgpack)
+        rows, marker = fill_page(read, marker, rows_max, limits.page_bytes_max, as_msgpack=as_msgpack)
+        return self._context.encoded(
+            wire.encode_page("images", rows, {"next": marker}, as_msgpack=as_msgpack), as_msgpack
+        )
 
 
-def _creation(fields: Document, caller: Caller) -> Document:
+def _creation(fields: Document, caller: Caller, key: str | None) -> Document:
     """The command for a create; an image that a gateway creates is at home in its zone."""
     zone = caller.actor.get("zone")
     home = fields.setdefault("home_zone", zone)
     if zone is not None and home != zone:
         raise errors.Forbidden(f"a gateway of zone {zone} cannot create an image at home in {home}")
-    fields.setdefault("uuid", str(uuids.uuid4()))
+    if "uuid" not in fields:
+        fields["uuid"] = _minted_uuid(caller, key)
     fields.setdefault("attributes", {})
-    return {"op": "create_image", **fields}
+    fields["op"] = "create_image"
+    return fields
+
+
+def _minted_uuid(caller: Caller, key: str | None) -> str:
+    """A random UUID; with an idempotency key one that follows from it, since a retry must send the same command."""
+    if key is None:
+        return str(uuids.uuid4())
+    scope = [caller.actor.get(name) for name in ("user", "project", "gateway")]
+    digest = hashlib.blake2b(wire.pack([*scope, key]), digest_size=16, person=b"raftreg uuid").digest()
+    return str(uuids.UUID(bytes=digest, version=4))
 
 
 def _operation(operation: Any, position: int, caller: Caller) -> Document:
@@ -175,7 +178,7 @@ def _operation(operation: Any, position: int, caller: Caller) -> Document:
         raise errors.BadRequest(f"operation {position}: `op` must be one of {', '.join(_BATCH_OPS)}")
     command = {name: value for name, value in operation.items() if name != "actor"}
     if command["op"] == "create_image":
-        command = _creation({name: value for name, value in command.items() if name != "op"}, caller)
+        command = _creation(command, caller, command.get("key"))
     command["actor"] = caller.actor
     return command
 

@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from raftreg import errors, queries
+from raftreg import errors, queries, tables
 from raftreg.tables import View
 
 logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
 
 _CHECKS_PER_LEASE = 10
 _PROPOSE_DEADLINE_S = 2.0
@@ -62,10 +64,11 @@ class LeaseKeeper:
     async def heartbeat(self, zone: str, gateway: str) -> dict[str, Any]:
         """A gateway of the zone is there. Raises NotLeader, NoQuorum, NotFound and what a proposal raises."""
         self._require_leader()
-        row = queries.zones(self._reads.view()).get(zone)
-        if row is None:
+        value = self._reads.view().get(tables.zone_key(zone))
+        if value is None:
             raise errors.NotFound(f"zone {zone!r} is not registered; PUT it first", code="zone_not_found", zone=zone)
         self._heard[zone] = self._clock()
+        row: Row = tables.unpack(value)
         if not row["live"]:
             await self._propose(zone, row, live=True)
         return {"zone": zone, "gateway": gateway, "live": True, "lease_s": self._lease_s}

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,13 @@ def free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = READY_S) -> None:
+    """Ask again and again, at a bounded rate and for a bounded time, until the answer is yes."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():  # noqa: ASYNC110 - what is asked has no event
+            await asyncio.sleep(0.02)
 
 
 class Registry:

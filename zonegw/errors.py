@@ -131,7 +131,7 @@ class RegistryAway(Exception):
 
 
 class RegistryRefused(Exception):
-    """The registry definitely refused with its error `code`; `malformed`: for what the request is, whatever the state."""
+    """The registry refused, with its error `code`; `malformed`: for what the request is, whatever the state."""
 
     def __init__(self, code: str, message: str, *, malformed: bool = False) -> None:
         super().__init__(f"{code}: {message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
@@ -58,19 +59,24 @@ def test_a_target_works_under_a_hostile_environment() -> None:
     assert "check passed" in done.stdout
 
 
-def test_a_cluster_that_can_not_be_stopped_is_not_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["cluster.json", "story/cluster.json"])
+def test_a_cluster_that_can_not_be_stopped_is_not_removed_nor_one_in_use(tmp_path: Path, state: str) -> None:
     checkout = tmp_path / "checkout"
+    state_file = checkout / ".run" / state
     for path in ("Makefile", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "ops").glob("dev/*.*")))):
         (checkout / path).parent.mkdir(parents=True, exist_ok=True)
         (checkout / path).write_bytes((ROOT / path).read_bytes())
     (checkout / "ops" / "__init__.py").touch()
-    (checkout / ".run").mkdir()
-    (checkout / ".run" / "cluster.json").write_text("{}")
+    state_file.parent.mkdir(parents=True)
+    state_file.write_text("{}")
     refused = _make("clean", directory=checkout)
     assert refused.returncode != 0
-    assert "pids are in .run/cluster.json" in refused.stderr
-    assert (checkout / ".run" / "cluster.json").exists()
-    (checkout / ".run" / "cluster.json").unlink()
+    assert f"pids are in .run/{state}" in refused.stderr
+    assert state_file.exists()
+    state_file.unlink()
+    with (checkout / ".run" / "story.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "make run is at work" in _make("clean", directory=checkout).stderr
     (checkout / "ops" / "__pycache__").mkdir(exist_ok=True)
     assert _make("clean", directory=checkout).returncode == 0
     assert not (checkout / ".run").exists()

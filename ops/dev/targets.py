@@ -7,6 +7,7 @@ Standard library only. Exit status 3: set-up failed, and the message says what t
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -34,6 +35,16 @@ class Target:
     environments: tuple[setup.Environment, ...] = (setup.DEVELOPMENT,)
     many_files: bool = True
 
+
+# State file of a cluster, below .run -> what the environment's Python is given to stop it. A story that was killed
+# leaves its cluster behind.
+STOPPING = {
+    "cluster.json": ("-m", "ops.dev.cluster", "down"),
+    "story/cluster.json": (
+        "-c",
+        "from ops.dev.cluster import RUN_DIR, stop_left; stop_left(RUN_DIR / 'story' / 'cluster.json')",
+    ),
+}
 
 WITH_CLIENTS = (setup.DEVELOPMENT, setup.CLIENTS)
 
@@ -86,11 +97,14 @@ def _lock(arguments: Sequence[str]) -> int:
 
 
 def _clean(arguments: Sequence[str]) -> int:
-    """Stop the development cluster, then remove what make made. Not while the cluster can't be stopped."""
+    """Stop the clusters, then remove what make made. Not while a story is told or a cluster can't be stopped."""
     if arguments:
         raise setup.SetupError(f"make clean takes no arguments, but got: {' '.join(arguments)}")
-    if (setup.RUN_DIR / "cluster.json").exists():
-        _stop_cluster()
+    if _is_held(setup.RUN_DIR / "story.lock"):
+        raise setup.SetupError("make run is at work in this checkout; end it with Ctrl-C, then run make clean again.")
+    for state_file, arguments_to_stop in STOPPING.items():
+        if (setup.RUN_DIR / state_file).exists():
+            _stop_cluster(state_file, arguments_to_stop)
     for name in (".run", ".venv", *CACHES):
         _remove(setup.ROOT / name)
     for package in ("raftreg", "zonegw", "chaos", "ops", "tests"):
@@ -99,13 +113,25 @@ def _clean(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _stop_cluster() -> None:
+def _is_held(lock_file: Path) -> bool:
+    """Whether another process holds this lock."""
+    if not lock_file.exists():
+        return False
+    with lock_file.open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _stop_cluster(state_file: str, arguments: Sequence[str]) -> None:
     python = setup.DEVELOPMENT.python
-    advice = "Stop its processes (their pids are in .run/cluster.json), remove that file, and run make clean again."
+    advice = f"Stop its processes (their pids are in .run/{state_file}), remove that file, and run make clean again."
     if not python.exists():
-        raise setup.SetupError(f"A development cluster was started, but .venv, which can stop it, is gone.\n{advice}")
+        raise setup.SetupError(f"A cluster was started, but .venv, which can stop it, is gone.\n{advice}")
     done = subprocess.run(
-        [str(python), "-m", "ops.dev.cluster", "down"],
+        [str(python), *arguments],
         cwd=setup.ROOT,
         env=environment.clean(os.environ),
         stdin=subprocess.DEVNULL,
@@ -113,7 +139,7 @@ def _stop_cluster() -> None:
         timeout=DOWN_TIMEOUT_S,
     )
     if done.returncode != 0:
-        raise setup.SetupError(f"The development cluster could not be stopped.\n{advice}")
+        raise setup.SetupError(f"A cluster could not be stopped.\n{advice}")
 
 
 def _remove(path: Path) -> None:

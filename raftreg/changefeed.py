@@ -77,7 +77,7 @@ class Feed:
         """Raise WrongEpoch or Compacted when the changes after this cursor are not here any more."""
         view = self._reads.view()
         floor, here = queries.compaction_floor(view), Cursor(self._epoch, queries.revision(view))
-        details = {"floor": floor, "epoch": self._epoch, "cursor": str(here)}
+        details: dict[str, Any] = {"floor": floor, "epoch": self._epoch, "cursor": str(here)}
         if after.epoch != self._epoch:
             raise errors.WrongEpoch(
                 f"cursor {after} is of epoch {after.epoch}, this cluster lives in epoch {self._epoch}; bootstrap again",

@@ -20,7 +20,7 @@ import random
 import ssl as tls
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -414,7 +414,7 @@ class Client:
 
     # -- changefeed -----------------------------------------------------------------------------------------------
 
-    async def bootstrap(self, *, chunk_rows: int = 500) -> AsyncIterator[Document]:
+    async def bootstrap(self, *, chunk_rows: int = 500) -> AsyncGenerator[Document, None]:
         """Chunks {"images", "start", "next"} of all images in order of their number.
 
         Follow `changes` from the `start` of the *first* chunk and merge by version: later chunks may already hold
@@ -426,7 +426,7 @@ class Client:
             yield chunk
             after = chunk["next"]
 
-    async def changes(self, after: str, *, heartbeat_s: float = 0.5) -> AsyncIterator[Document]:
+    async def changes(self, after: str, *, heartbeat_s: float = 0.5) -> AsyncGenerator[Document, None]:
         """Changes behind the cursor `after` in order, each once, and heartbeats; goes on at another peer for ever.
 
         A message is {"type": "change", "cursor", ...change record} or {"type": "heartbeat", "cursor", "staleness_s"}.

@@ -159,12 +159,15 @@ class Snapshots:
         self._trim_to = self._oldest_to_keep(id_)
 
     def _oldest_to_keep(self, newest: int) -> int:
+        """The oldest entry kept for laggards, by number and by bytes; at most `newest`."""
         journal = self._journal
-        index = min(newest, journal.last_index - self._limits.log_keep_entries)
-        kept_bytes = sum(len(journal.entry(i)[0]) for i in range(index, journal.last_index + 1) if journal.entry(i))  # type: ignore[index]
-        while index < newest and kept_bytes > self._limits.log_keep_bytes:
-            entry = journal.entry(index)
-            kept_bytes -= len(entry[0]) if entry else 0
+        index = max(min(newest, journal.last_index - self._limits.log_keep_entries), journal.first_index)
+        sizes = [len(entry[0]) for entry in journal[index - journal.first_index :]]
+        kept_bytes = sum(sizes)
+        for size in sizes:
+            if index >= newest or kept_bytes <= self._limits.log_keep_bytes:
+                break
+            kept_bytes -= size
             index += 1
         serving = [sender.spool.index for sender in self._senders.values()]
         if journal.bytes > _SERVING_KEEP_FACTOR * self._limits.log_keep_bytes:

@@ -130,7 +130,10 @@ class StateReader:
         return View(self._txn, self._state)
 
     def log_entry(self, index: int) -> LogEntry:
-        value = bytes(self._txn.get(_INDEX.pack(index), db=self._log))
+        stored = self._txn.get(_INDEX.pack(index), db=self._log)
+        if stored is None:
+            raise StoreError(f"log entry {index} is not on disk although the state has applied it")
+        value = bytes(stored)
         return value[_INDEX.size :], index, _INDEX.unpack_from(value)[0]
 
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
@@ -189,7 +192,7 @@ class Store:
         row = self.txn.get(_IDENTITY, db=self._meta)
         if row is None:
             raise StoreError(f"{self.path} is an LMDB environment but not a registry store; point data_dir elsewhere.")
-        identity = _identity_from_row(row, self.path)
+        identity = _identity_from_row(bytes(row), self.path)
         if peer is not None and peer != identity.peer:
             raise StoreError(
                 f"{self.path} belongs to peer {identity.peer!r}, but the configuration says {peer!r}; "
@@ -273,7 +276,7 @@ class Store:
                     f"{self.path}: the log jumps from index {entries[-1][1]} to {index}; this disk lost data. "
                     "Move the directory away and run `raftreg rejoin`."
                 )
-            entries.append((value[_INDEX.size :], index, term))
+            entries.append((bytes(value[_INDEX.size :]), index, term))
         return entries
 
     def put_log(self, index: int, term: int, command: bytes) -> None:

@@ -127,7 +127,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
 
         Walking back one entry per heartbeat takes minutes, and with two batches in flight it never ends.
         """
-        return min(next_index, max(self.core.raftCommitIndex, self.core.raftLastApplied) + 1)
+        return min(next_index, max(int(self.core.raftCommitIndex), int(self.core.raftLastApplied)) + 1)
 
     # -- in -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,732 @@
+"""What commands do to the replicated state. After every entry the whole state is validated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raftreg import commands, queries, state_machine, tables
+from raftreg.state_machine import UnknownEntry
+from raftreg.tables import pack
+from tests.state_life import (
+    CHAIN_START,
+    Document,
+    Gateway,
+    Life,
+    a_state,
+    create,
+    delete,
+    location,
+    update,
+    uuid_of,
+)
+
+ADMIN = {"actor": {"user": "root", "admin": True}}
+
+
+@pytest.fixture
+def life(tmp_path: Path) -> Iterator[Life]:
+    with a_state(tmp_path) as view:
+        yield Life(view)
+
+
+@pytest.fixture
+def gateway(life: Life) -> Gateway:
+    """A gateway with an open session."""
+    gateway = Gateway(life)
+    gateway.open()
+    return gateway
+
+
+# -- entries ------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_state_has_applied_nothing(life: Life) -> None:
+    assert state_machine.applied_index(life.view) == 0
+    state_machine.validate_state(life.view)
+
+
+def test_an_entry_without_commands_only_advances_the_applied_index(life: Life) -> None:
+    before = life.digest()
+    assert state_machine.apply(life.view, 5, None) == []
+    assert state_machine.applied_index(life.view) == 5
+    assert life.digest() == before
+
+
+def test_an_entry_is_never_applied_twice(life: Life) -> None:
+    life.do(create("a"))
+    with pytest.raises(ValueError, match="applied already"):
+        state_machine.apply(life.view, life.index, pack([1, life.now_us, []]))
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x01", pack([2, 1, []]), pack([1, "now", []]), pack([1, 1, {}])])
+def test_an_entry_that_cannot_be_read_stops_the_peer_and_changes_nothing(life: Life, payload: bytes) -> None:
+    with pytest.raises(UnknownEntry):
+        state_machine.apply(life.view, 1, payload)
+    assert state_machine.applied_index(life.view) == 0
+
+
+def test_a_malformed_command_is_refused_and_the_others_of_its_entry_are_applied(life: Life) -> None:
+    first, second, third = life.do({"op": "nonsense"}, create("a"), create("b", min_ram=-1))
+    assert first["error"]["code"] == third["error"]["code"] == "invalid"
+    assert second["ok"]["number"] == 1
+
+
+def test_time_never_runs_back(life: Life) -> None:
+    late = life.ok(create("late"))["image"]["created_at"]
+    life.now_us -= 1_000_000
+    assert life.ok(create("early"))["image"]["created_at"] == late
+
+
+# -- create -------------------------------------------------------------------------------------------------------
+
+
+def test_a_created_image_is_public_whole_and_numbered_from_one(life: Life) -> None:
+    ok = life.ok(create("a", owner="p1", properties={"os": "linux"}, tags=["t"], actor={"user": "u"}))
+    image = ok["image"]
+    assert (ok["number"], ok["version"], ok["revision"]) == (1, 1, 1)
+    assert image == queries.get_image(life.view, {"uuid": uuid_of("a")})
+    assert image == {
+        "number": 1, "uuid": uuid_of("a"), "version": 1, "revision": 1, "home_zone": None, "owner": "p1", "name": "a",
+        "status": "queued", "visibility": "shared", "disk_format": None, "container_format": None, "min_disk": 0,
+        "min_ram": 0, "size": None, "virtual_size": None, "checksum": None, "os_hash_algo": None,
+        "os_hash_value": None, "protected": False, "os_hidden": False, "created_at": life.now_us,
+        "updated_at": life.now_us, "tags": ["t"], "properties": {"os": "linux"}, "locations": [],
+        "attribute_versions": {},
+    }  # fmt: skip
+
+
+def test_a_uuid_is_bound_once_even_after_its_image_was_deleted(life: Life) -> None:
+    life.do(create("a"))
+    assert life.refused(create("a"))["code"] == "uuid_taken"
+    life.do(delete(1))
+    assert life.refused(create("a"))["code"] == "uuid_taken"
+
+
+def test_a_refused_create_uses_up_no_number(life: Life) -> None:
+    life.do(create("a"))
+    life.refused(create("a"))
+    assert life.ok(create("b"))["number"] == 2
+
+
+def test_an_image_is_at_home_only_in_a_registered_zone(life: Life) -> None:
+    assert life.refused(create("a", home_zone="fra"))["code"] == "zone_not_found"
+    life.do({"op": "register_zone", "zone": "fra"})
+    assert life.ok(create("a", home_zone="fra"))["image"]["home_zone"] == "fra"
+
+
+def test_numbers_end_at_the_largest_that_json_keeps(life: Life) -> None:
+    head = tables.read_head(life.view)
+    head.next_id = tables.NUMBER_MAX
+    tables.write_head(life.view, head)
+    assert life.ok(create("last"))["number"] == tables.NUMBER_MAX
+    assert life.refused(create("none"))["code"] == "ids_exhausted"
+    assert life.refused({"op": "allocate_ids", "count": 1})["code"] == "ids_exhausted"
+
+
+# -- numbers and blocks -------------------------------------------------------------------------------------------
+
+
+def test_allocated_numbers_and_blocks_come_from_one_counter(life: Life, gateway: Gateway) -> None:
+    assert life.ok({"op": "allocate_ids", "count": 10})["last"] == 10
+    block = gateway.grant(100)
+    assert (block["first"], block["last"], block["token"]) == (11, 110, gateway.token)
+    assert life.ok(create("a"))["number"] == 111
+    assert gateway.grant(1)["first"] == 112
+
+
+def test_a_number_of_a_block_is_bound_by_its_session_alone_and_once(life: Life, gateway: Gateway) -> None:
+    gateway.grant(3)
+    assert gateway.send(create("a", number=2))["ok"]["number"] == 2
+    assert gateway.send(create("b", number=2))["error"]["code"] == "number_taken"
+    assert gateway.send(create("c", number=4))["error"]["code"] == "block_not_held"
+    other = Gateway(life, "gw2", "ber", "s2")
+    other.open()
+    assert other.send(create("d", number=3))["error"]["code"] == "block_not_held"
+    assert life.refused(create("e", number=3))["code"] == "block_not_held"
+    assert life.ok(create("f", number=3, actor={"gateway": "gw1", "zone": "fra"}))["number"] == 3
+
+
+def test_a_number_is_not_bound_again_after_its_image_was_deleted(life: Life, gateway: Gateway) -> None:
+    gateway.grant(3)
+    gateway.send(create("a", number=1))
+    life.do(delete(1))
+    assert gateway.send(create("b", number=1))["error"]["code"] == "number_taken"
+
+
+def test_a_number_that_the_registry_issued_is_in_no_block(life: Life, gateway: Gateway) -> None:
+    issued = life.ok(create("a"))["number"]
+    gateway.grant(3)
+    assert gateway.send(create("b", number=issued))["error"]["code"] == "block_not_held"
+
+
+def test_a_sealed_block_is_refused(life: Life, gateway: Gateway) -> None:
+    gateway.grant(3)
+    assert life.ok({"op": "seal_blocks", "gateway": "gw1", "session": gateway.session})["sealed"] == 1
+    assert gateway.send(create("a", number=1))["error"]["code"] == "block_not_held"
+    gateway.grant(3)
+    assert life.ok({"op": "seal_blocks", "gateway": "gw1"})["sealed"] == 1
+    assert life.refused({"op": "seal_blocks", "gateway": "gw9"})["code"] == "session_unknown"
+
+
+def test_a_block_is_granted_only_for_the_right_token(life: Life, gateway: Gateway) -> None:
+    assert life.refused(gateway.asking(1, token=gateway.token + 1))["code"] == "session_fenced"
+    assert life.refused(gateway.asking(1, session=uuid_of("?")))["code"] == "session_unknown"
+    assert life.refused(gateway.asking(1, gateway="gw2"))["code"] == "session_unknown"
+
+
+def test_a_session_with_too_many_blocks_loses_the_oldest(
+    life: Life, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftreg.state_numbers.BLOCKS_PER_SESSION_MAX", 2)
+    for _ in range(3):
+        gateway.grant(1)
+    assert gateway.send(create("a", number=1))["error"]["code"] == "block_not_held"
+    assert [gateway.send(create(f"b{n}", number=n))["ok"]["number"] for n in (2, 3)] == [2, 3]
+
+
+# -- references ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "code"),
+    [
+        ({"number": 9}, "image_not_found"),
+        ({"uuid": uuid_of("?")}, "image_not_found"),
+        ({"number": 9, "uuid": uuid_of("?")}, "image_not_found"),
+        ({"number": 1, "uuid": uuid_of("?")}, "image_mismatch"),
+        ({"number": 9, "uuid": uuid_of("a")}, "image_mismatch"),
+        ({"number": 2, "uuid": uuid_of("a")}, "image_mismatch"),
+        ({"number": 1, "uuid": uuid_of("gone")}, "image_mismatch"),
+        ({"number": 3}, "image_deleted"),
+        ({"uuid": uuid_of("gone")}, "image_deleted"),
+        ({"number": 3, "uuid": uuid_of("gone")}, "image_deleted"),
+        ({"sequence": 1}, "invalid"),
+    ],
+)
+@pytest.mark.parametrize("op", ["update_image", "delete_image"])
+def test_a_reference_that_names_no_single_image_is_refused(life: Life, op: str, reference: Document, code: str) -> None:
+    life.do(create("a"), create("b"), create("gone"), delete(3))
+    assert life.refused({"op": op, "image": reference})["code"] == code
+
+
+def test_number_uuid_or_both_name_the_image(life: Life) -> None:
+    life.do(create("a"))
+    for reference in ({"number": 1}, {"uuid": uuid_of("a")}, {"number": 1, "uuid": uuid_of("a")}):
+        life.ok({"op": "update_image", "image": reference, "set": {"min_ram": 5}})
+
+
+# -- update -------------------------------------------------------------------------------------------------------
+
+
+def test_an_update_raises_version_and_revision_and_names_what_it_changed(life: Life) -> None:
+    life.do(create("a", properties={"old": "x", "kept": "y"}))
+    life.now_us += 1
+    changes = {"set": {"name": "b", "min_ram": 0, "tags": ["t"], "properties.new": "z"}, "unset": ["properties.old"]}
+    ok = life.ok(update(1, **changes))
+    image = ok["image"]
+    assert (ok["version"], ok["revision"], image["updated_at"] - image["created_at"]) == (2, 2, 1)
+    assert image["properties"] == {"kept": "y", "new": "z"}
+    changed = ["name", "tags", "properties.new", "properties.old"]
+    assert image["attribute_versions"] == dict.fromkeys(changed, 2)
+    assert queries.changes_since(life.view, 1, 9, 1 << 20)[0]["changed"] == changed
+
+
+def test_updates_conflict_only_where_the_same_attribute_changed(life: Life) -> None:
+    life.do(create("a"))
+    life.ok(update(1, base_version=1, set={"name": "b"}))
+    life.ok(update(1, base_version=1, set={"min_ram": 1}))
+    refusal = life.refused(update(1, base_version=1, set={"name": "c", "min_disk": 1}))
+    assert (refusal["code"], refusal["attributes"], refusal["version"]) == ("conflict", ["name"], 3)
+    assert refusal["image"] == queries.get_image(life.view, {"number": 1})
+    life.ok(update(1, base_version=3, set={"name": "c"}))
+    life.ok(update(1, set={"name": "d"}))
+
+
+def test_a_removed_property_conflicts_as_a_changed_one_does(life: Life) -> None:
+    life.do(create("a", properties={"p": "1"}))
+    life.ok(update(1, base_version=1, unset=["properties.p"]))
+    assert life.refused(update(1, base_version=1, set={"properties.p": "2"}))["attributes"] == ["properties.p"]
+    assert life.refused(update(1, base_version=1, unset=["properties.p"]))["attributes"] == ["properties.p"]
+
+
+def test_an_attribute_that_was_set_to_what_it_was_has_not_changed(life: Life) -> None:
+    life.do(create("a"))
+    life.ok(update(1, set={"name": "a"}))
+    life.ok(update(1, base_version=1, set={"name": "b"}))
+
+
+def test_deactivation_and_narrowed_visibility_win_over_what_changed_meanwhile(life: Life) -> None:
+    life.do(create("a", status="active", locations=[location("k")]))
+    life.ok(update(1, set={"status": "deactivated", "visibility": "public"}))
+    assert life.refused(update(1, base_version=1, set={"status": "active"}))["code"] == "conflict"
+    life.ok(update(1, base_version=1, set={"status": "deactivated"}))
+    life.ok(update(1, base_version=1, set={"visibility": "private"}))
+    assert life.refused(update(1, base_version=1, set={"visibility": "public"}))["code"] == "conflict"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"set": {"status": "active"}}, "invalid"),
+        ({"set": {"status": "deactivated"}}, "invalid_transition"),
+        ({"set": {"properties.a": "x"}, "unset": ["properties.a"]}, "invalid"),
+        ({"set": {f"properties.p{n}": "" for n in range(129)}}, "invalid"),
+        ({"set": {"properties.a": "x" * 40_000, "properties.b": "x" * 40_000}}, "invalid"),
+    ],
+)
+def test_an_update_that_would_break_the_image_is_refused_and_changes_nothing(
+    life: Life, changes: Document, code: str
+) -> None:
+    life.do(create("a"))
+    before = life.digest()
+    assert life.refused(update(1, **changes))["code"] == code
+    assert life.digest() == before
+
+
+def test_an_image_becomes_active_with_its_data_and_never_without(life: Life) -> None:
+    life.do(create("a"))
+    life.ok(update(1, set={"status": "saving"}))
+    image = life.ok(update(1, set={"status": "active", "size": 1}, add_locations=[location("k1")]))["image"]
+    assert [entry["key"] for entry in image["locations"]] == ["k1"]
+    assert life.refused(update(1, remove_locations=["k1"]))["code"] == "invalid"
+    moved = life.ok(update(1, add_locations=[location("k2", "ber")], remove_locations=["k1", "k9"]))["image"]
+    assert [entry["key"] for entry in moved["locations"]] == ["k2"]
+
+
+def test_locations_of_two_sides_are_merged_without_conflict(life: Life) -> None:
+    life.do(create("a"))
+    life.ok(update(1, base_version=1, add_locations=[location("k1")]))
+    life.ok(update(1, base_version=1, add_locations=[location("k2")]))
+    assert life.ok(update(1, base_version=1, add_locations=[location("k2")]))["image"]["locations"] == [
+        location("k1"),
+        location("k2"),
+    ]
+
+
+def test_locations_of_one_image_are_bounded(life: Life) -> None:
+    life.validate = False
+    life.do(create("a", locations=[location(f"k{n}") for n in range(commands.LOCATIONS_MAX)]))
+    assert life.refused(update(1, add_locations=[location("one more")]))["code"] == "invalid"
+
+
+def test_remembered_attribute_versions_are_bounded_and_forgetting_errs_towards_a_conflict(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftreg.state_images.ATTRIBUTE_VERSIONS_MAX", 8)
+    life.do(create("a"))
+    for n in range(20):
+        life.do(update(1, set={f"properties.p{n}": "x"}), update(1, unset=[f"properties.p{n}"]))
+    image = queries.get_image(life.view, {"number": 1})
+    assert image is not None
+    assert len(image["attribute_versions"]) <= 9
+    assert life.refused(update(1, base_version=2, set={"properties.p1": "y"}))["code"] == "conflict"
+    life.ok(update(1, base_version=image["version"], set={"properties.p1": "y"}))
+
+
+# -- delete -------------------------------------------------------------------------------------------------------
+
+
+def test_a_delete_leaves_a_tombstone_and_wins_over_concurrent_updates(life: Life) -> None:
+    life.do(create("a"))
+    life.ok(update(1, set={"name": "b"}))
+    ok = life.ok(delete(1, base_version=1))
+    assert ok == {"number": 1, "uuid": uuid_of("a"), "version": 3, "revision": 3}
+    found = queries.get_image(life.view, {"number": 1})
+    assert found == {"deleted": True, **ok, "deleted_at": life.now_us}
+    change = queries.changes_since(life.view, 2, 9, 1 << 20)[0]
+    assert (change["op"], change["deleted"], change["version"]) == ("delete_image", True, 3)
+    assert "image" not in change
+
+
+def test_a_protected_image_is_not_deleted(life: Life) -> None:
+    life.do(create("a", protected=True))
+    assert life.refused(delete(1, force=True, **ADMIN))["code"] == "protected"
+    life.do(update(1, set={"protected": False}))
+    life.ok(delete(1))
+
+
+# -- home zones ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["update_image", "delete_image"])
+@pytest.mark.parametrize(
+    ("actor", "extra", "live", "accepted"),
+    [
+        ({"zone": "fra", "gateway": "gw1"}, {}, False, True),
+        ({"zone": "ber", "gateway": "gw2"}, {}, True, True),
+        ({"zone": "ber", "gateway": "gw2"}, {}, False, False),
+        ({"zone": "ber", "gateway": "gw2"}, {"force": True}, False, False),
+        ({"zone": "ber", "gateway": "gw2", "admin": True}, {}, False, False),
+        ({"zone": "ber", "gateway": "gw2", "admin": True}, {"force": True}, False, True),
+        ({}, {}, False, True),
+    ],
+)
+def test_another_zone_writes_only_while_the_home_zone_is_live(
+    life: Life, op: str, actor: Document, extra: Document, live: bool, accepted: bool
+) -> None:
+    life.do({"op": "register_zone", "zone": "fra"}, create("a", home_zone="fra"))
+    life.now_us += 5
+    life.do({"op": "set_zone_lease", "zone": "fra", "live": True})
+    since = life.now_us
+    if not live:
+        since = life.now_us = life.now_us + 5
+        life.do({"op": "set_zone_lease", "zone": "fra", "live": False})
+    (result,) = life.do({"op": op, "image": {"number": 1}, "actor": actor, **extra})
+    if accepted:
+        assert "ok" in result
+    else:
+        error = result["error"]
+        assert (error["code"], error["home_zone"], error["since"]) == ("home_zone_away", "fra", since)
+
+
+def test_an_image_of_the_registry_itself_has_no_home_that_could_be_away(life: Life) -> None:
+    life.do(create("a"))
+    life.ok(update(1, set={"name": "b"}, actor={"zone": "ber", "gateway": "gw2"}))
+
+
+# -- zones and gateways -------------------------------------------------------------------------------------------
+
+
+def test_registering_a_zone_again_changes_only_what_is_said_anew(life: Life) -> None:
+    zone = life.ok({"op": "register_zone", "zone": "fra", "endpoint": "https://a"})["zone"]
+    assert (zone["version"], zone["live"], zone["gateways"]) == (1, False, {})
+    again = life.ok({"op": "register_zone", "zone": "fra", "endpoint": "https://a"})
+    assert (again["zone"]["version"], again["revision"]) == (1, 1)
+    changed = life.ok({"op": "register_zone", "zone": "fra", "capabilities": {"a": "b"}})
+    assert changed["zone"] == zone | {"version": 2, "capabilities": {"a": "b"}}
+    assert queries.zones(life.view) == {"fra": changed["zone"]}
+
+
+def test_a_gateway_belongs_to_one_zone_for_ever(life: Life) -> None:
+    registration = {"op": "register_gateway", "gateway": "gw1", "endpoint": "https://a"}
+    ok = life.ok({**registration, "zone": "fra"})
+    assert (ok["zone"]["gateways"], ok["revision"]) == ({"gw1": {"endpoint": "https://a"}}, 1)
+    assert life.ok({**registration, "zone": "fra"})["revision"] == 1
+    assert life.ok({**registration, "zone": "fra", "endpoint": "https://b"})["revision"] == 2
+    assert life.refused({**registration, "zone": "ber"})["code"] == "gateway_elsewhere"
+    assert life.refused(Gateway(life, "gw1", "ber").opening())["code"] == "gateway_elsewhere"
+
+
+def test_a_lease_changes_only_on_top_of_the_version_that_it_was_decided_on(life: Life) -> None:
+    life.do({"op": "register_zone", "zone": "fra"})
+    lease = {"op": "set_zone_lease", "zone": "fra"}
+    assert life.ok({**lease, "live": True, "if_version": 1})["zone"]["version"] == 2
+    assert life.refused({**lease, "live": False, "if_version": 1})["code"] == "conflict"
+    assert life.ok({**lease, "live": True, "if_version": 2})["zone"]["version"] == 2
+    assert life.refused({**lease, "zone": "ber", "live": True})["code"] == "zone_not_found"
+
+
+def test_zones_and_gateways_are_bounded(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftreg.state_zones.ZONES_MAX", 1)
+    monkeypatch.setattr("raftreg.state_zones.GATEWAYS_PER_ZONE_MAX", 1)
+    life.ok({"op": "register_gateway", "zone": "fra", "gateway": "gw1"})
+    assert life.refused({"op": "register_zone", "zone": "ber"})["code"] == "too_many_zones"
+    assert life.refused({"op": "register_gateway", "zone": "fra", "gateway": "gw2"})["code"] == "too_many_gateways"
+
+
+# -- sessions -----------------------------------------------------------------------------------------------------
+
+
+def test_operations_are_applied_in_order_and_chained(life: Life, gateway: Gateway) -> None:
+    assert gateway.send(create("a"))["ok"]["number"] == 1
+    assert gateway.send(update(1, set={"name": "b"}))["ok"]["version"] == 2
+    assert gateway.send({"op": "delete_image", "image": {"number": 1}})["ok"]["version"] == 3
+    session = queries.get_session(life.view, gateway.session)
+    assert session is not None
+    assert (session["last_sequence"], session["last_hash"]) == (3, gateway.hash)
+
+
+def test_an_operation_sent_again_gets_its_first_result_and_happens_once(life: Life, gateway: Gateway) -> None:
+    command = gateway.carry(create("a"))
+    first = life.ok(command)
+    before = life.digest()
+    assert life.ok(command) == {**first, "replayed": True}
+    assert life.digest() == before
+
+
+def test_a_refused_operation_uses_up_its_sequence_and_keeps_its_refusal(life: Life, gateway: Gateway) -> None:
+    life.do(create("a"))
+    command = gateway.carry(create("a"))
+    assert life.ok(command)["result"]["error"]["code"] == "uuid_taken"
+    life.do(delete(1))
+    assert life.ok(command)["result"]["error"]["code"] == "uuid_taken"
+    assert gateway.send(create("b"))["ok"]["number"] == 2
+
+
+def test_a_gap_is_refused_with_where_to_go_on_and_changes_nothing(life: Life, gateway: Gateway) -> None:
+    gateway.send(create("a"))
+    before = life.digest()
+    refusal = life.refused(gateway.operation(3, gateway.hash, pack(create("b"))))
+    assert (refusal["code"], refusal["last_sequence"]) == ("sequence_gap", 1)
+    assert life.digest() == before
+
+
+@pytest.mark.parametrize("which", ["another payload", "another past", "the next on another past"])
+def test_an_operation_that_contradicts_what_was_applied_fences_the_session(
+    life: Life, gateway: Gateway, which: str
+) -> None:
+    past = gateway.hash
+    gateway.send(create("a"))
+    gateway.grant(5)
+    payload = pack(create("a"))
+    command = {
+        "another payload": gateway.operation(1, past, pack(create("b"))),
+        "another past": gateway.operation(1, b"x" * 16, payload),
+        "the next on another past": gateway.operation(2, b"x" * 16, payload),
+    }[which]
+    assert life.refused(command)["code"] == "session_diverged"
+    assert life.refused(gateway.operation(2, gateway.hash, payload))["code"] == "session_fenced"
+    assert life.refused(gateway.asking(1))["code"] == "session_fenced"
+    assert life.ok(gateway.opening())["diverged"] is True
+    assert life.refused(create("c", number=2, actor={"gateway": "gw1"}))["code"] == "block_not_held"
+
+
+def test_the_window_replays_its_last_result_and_what_is_older_diverges(life: Life, gateway: Gateway) -> None:
+    life.validate = False
+    sent = [gateway.carry(create(f"i{n}")) for n in range(commands.SESSION_WINDOW + 1)]
+    life.do(*sent)
+    state_machine.validate_state(life.view)
+    assert life.ok(sent[1])["result"]["ok"]["number"] == 2
+    assert life.refused(sent[0])["code"] == "session_diverged"
+    state_machine.validate_state(life.view)
+
+
+def test_an_image_is_named_by_the_sequence_of_its_create_inside_the_session(life: Life, gateway: Gateway) -> None:
+    gateway.send(create("a"))
+    gateway.send({"op": "update_image", "image": {"sequence": 1}, "set": {"name": "b"}})
+    image = queries.get_image(life.view, {"number": 1})
+    assert image is not None
+    assert image["name"] == "b"
+    for sequence in (2, 4, 99):
+        answer = gateway.send({"op": "delete_image", "image": {"sequence": sequence}})
+        assert answer["error"]["code"] == "image_not_found"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"\xc1", b"\x81", pack(5), pack({"op": "nonsense"}), pack({"op": "allocate_ids", "count": 1}), pack({b"op": 1})],
+)
+def test_a_payload_that_is_no_operation_is_refused_and_the_session_goes_on(
+    life: Life, gateway: Gateway, payload: bytes
+) -> None:
+    command = gateway.operation(1, gateway.hash, payload)
+    assert life.ok(command)["result"]["error"]["code"] == "invalid"
+    gateway.sequence, gateway.hash = 1, tables.hash16(CHAIN_START + payload)
+    assert gateway.send(create("a"))["ok"]["number"] == 1
+
+
+def test_an_operation_acts_for_its_own_zone_and_gateway_only_and_for_no_administrator(
+    life: Life, gateway: Gateway
+) -> None:
+    for actor in ({"zone": "ber"}, {"gateway": "gw2"}):
+        assert gateway.send(create("a", actor=actor))["error"]["code"] == "invalid"
+    gateway.send(create("a", actor={"user": "u", "admin": True}))
+    (change,) = queries.changes_since(life.view, queries.revision(life.view) - 1, 9, 1 << 20)
+    assert change["actor"] == {"user": "u", "zone": "fra", "gateway": "gw1"}
+
+
+def test_a_new_session_fences_the_older_one_of_its_gateway(life: Life, gateway: Gateway) -> None:
+    gateway.grant(5)
+    newer = Gateway(life, session="s2")
+    assert newer.open()["token"] == gateway.token + 1
+    assert life.refused(gateway.carry(create("a")))["code"] == "session_fenced"
+    assert life.refused(gateway.asking(1))["code"] == "session_fenced"
+    assert life.refused(gateway.opening())["code"] == "session_fenced"
+    assert newer.send(create("a", number=1))["error"]["code"] == "block_not_held"
+    assert newer.send(create("a"))["ok"]["number"] == 6
+
+
+def test_sessions_of_different_gateways_do_not_fence_each_other(life: Life, gateway: Gateway) -> None:
+    Gateway(life, "gw2", "fra", "s2").open()
+    assert gateway.send(create("a"))["ok"]["number"] == 1
+
+
+def test_a_session_of_another_gateway_cannot_be_opened_or_used(life: Life, gateway: Gateway) -> None:
+    thief = Gateway(life, "gw2", "fra", "s1")
+    assert life.refused(thief.opening())["code"] == "session_unknown"
+    assert life.refused(thief.carry(create("a")))["code"] == "session_unknown"
+
+
+ACCOUNTS: list[tuple[str, dict[str, Any], bool]] = [
+    ("the same", {}, False),
+    ("acks that it did not get yet", {"acked": 2}, False),
+    ("no ack at all", {"acked": 0}, False),
+    ("more sent than applied", {"highest_sequence": 9}, False),
+    ("fewer sent than applied", {"highest_sequence": 2}, True),
+    ("acks of what was not applied", {"highest_sequence": 9, "acked_sequence": 9}, True),
+    ("another hash at the end", {"acked_hash": b"x" * 16}, True),
+    ("another hash in the window", {"acked_sequence": 2, "acked_hash": b"x" * 16}, True),
+    ("another hash at the start", {"acked_sequence": 0, "acked_hash": b"x" * 16}, True),
+]
+
+
+@pytest.mark.parametrize(("account", "diverged"), [row[1:] for row in ACCOUNTS], ids=[row[0] for row in ACCOUNTS])
+def test_a_session_opened_again_goes_on_unless_the_accounts_contradict(
+    life: Life, gateway: Gateway, account: dict[str, Any], diverged: bool
+) -> None:
+    hashes = [gateway.hash]
+    for alias in "abc":
+        gateway.send(create(alias))
+        hashes.append(gateway.hash)
+    if "acked" in account:
+        acked = account["acked"]
+        account = {"acked_sequence": acked, "acked_hash": hashes[acked]}
+    opened = life.ok(gateway.opening(**account))
+    assert (opened["last_sequence"], opened["last_hash"]) == (3, gateway.hash)
+    assert opened["token"] == gateway.token
+    assert opened["diverged"] is diverged
+    (result,) = life.do(gateway.carry(create("d")))
+    assert ("error" in result) is diverged
+
+
+def test_a_session_with_a_past_that_is_not_known_here_has_diverged(life: Life, gateway: Gateway) -> None:
+    stranger = Gateway(life, session="s9")
+    before = life.digest()
+    opened = life.ok(stranger.opening(highest_sequence=7, acked_sequence=7, acked_hash=b"x" * 16))
+    assert (opened["diverged"], opened["last_sequence"]) == (True, 0)
+    assert life.digest() == before
+    assert gateway.send(create("a"))["ok"]["number"] == 1
+
+
+def test_remembered_sessions_are_bounded(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftreg.state_sessions.SESSIONS_PER_GATEWAY_MAX", 2)
+    for n in range(4):
+        Gateway(life, session=f"s{n}").open()
+    assert sorted(queries.sessions(life.view)) == sorted([uuid_of("s2"), uuid_of("s3")])
+
+
+# -- idempotency keys ---------------------------------------------------------------------------------------------
+
+
+def test_a_key_makes_a_repetition_get_the_first_result(life: Life) -> None:
+    first = life.ok(create("a", key="k", actor={"user": "u"}))
+    again = life.ok(create("a", key="k", actor={"user": "u", "request_id": "r2"}))
+    assert again == {**first, "replayed": True}
+    assert queries.counts(life.view)["images"] == 1
+
+
+def test_a_key_remembers_refusals_as_well(life: Life) -> None:
+    assert life.refused(update(1, set={"name": "b"}, key="k"))["code"] == "image_not_found"
+    life.do(create("a"))
+    refusal = life.refused(update(1, set={"name": "b"}, key="k"))
+    assert (refusal["code"], refusal["replayed"]) == ("image_not_found", True)
+
+
+def test_a_key_with_other_arguments_is_refused(life: Life) -> None:
+    life.ok(create("a", key="k"))
+    assert life.refused(create("b", key="k"))["code"] == "idempotency_mismatch"
+    assert life.refused({"op": "allocate_ids", "count": 1, "key": "k"})["code"] == "idempotency_mismatch"
+
+
+def test_the_order_of_arguments_and_a_uuid_minted_anew_make_no_difference_to_a_key(life: Life) -> None:
+    first = create("a", key="k", properties={"x": "1", "y": "2"})
+    again = {**first, "uuid": uuid_of("minted again"), "properties": {"y": "2", "x": "1"}}
+    number = life.ok(first)["number"]
+    assert life.ok(dict(reversed(again.items())))["number"] == number
+
+
+def test_a_key_is_scoped_by_user_project_and_gateway(life: Life) -> None:
+    for actor in ({}, {"user": "u"}, {"user": "u", "project": "p"}, {"gateway": "gw1"}):
+        life.ok({"op": "allocate_ids", "count": 1, "key": "k", "actor": actor})
+    assert queries.counts(life.view)["next_id"] == 5
+
+
+def test_a_key_is_forgotten_after_its_retention_and_expired_rows_go(life: Life) -> None:
+    allocate = {"op": "allocate_ids", "count": 1}
+    for n in range(5):
+        life.do({**allocate, "key": f"k{n}"})
+    life.now_us += commands.IDEMPOTENCY_RETENTION_US - 1
+    assert life.ok({**allocate, "key": "k4"})["first"] == 5
+    life.now_us += 1
+    assert life.ok({**allocate, "key": "k4"})["first"] == 6
+    life.do({**allocate, "key": "new"}, {**allocate, "key": "newer"})
+    assert queries.counts(life.view)["keys"] == 3
+
+
+def test_remembered_keys_are_bounded(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftreg.state_keys.IDEMPOTENCY_ROWS_MAX", 1)
+    life.ok(create("a", key="k1"))
+    assert life.refused(create("b", key="k2"))["code"] == "too_many_keys"
+    life.ok(create("b"))
+
+
+# -- atomic batches -----------------------------------------------------------------------------------------------
+
+
+def test_an_atomic_command_does_all(life: Life) -> None:
+    ok = life.ok({"op": "atomic", "operations": [create("a"), create("b"), update(1, set={"name": "c"}), delete(2)]})
+    assert [list(result) for result in ok["results"]] == [["ok"]] * 4
+    assert ok["revision"] == 4
+
+
+def test_an_atomic_command_does_nothing_when_one_operation_is_refused(life: Life) -> None:
+    life.do(create("kept", properties={"p": "1"}), {"op": "register_zone", "zone": "fra"}, create("doomed"))
+    before, counts = life.digest(), queries.counts(life.view)
+    operations = [
+        {"op": "allocate_ids", "count": 10}, create("a"), update(1, set={"name": "x"}), update(1, set={"name": "y"}),
+        delete(2), create("b", home_zone="fra"), {"op": "register_zone", "zone": "ber"}, create("kept"),
+    ]  # fmt: skip
+    refusal = life.refused({"op": "atomic", "operations": operations})
+    assert (refusal["code"], refusal["failed"], refusal["cause"]["code"]) == ("atomic_refused", 7, "uuid_taken")
+    assert (life.digest(), queries.counts(life.view)) == (before, counts)
+    assert life.ok(create("a"))["number"] == 3
+
+
+def test_an_atomic_command_with_a_key_happens_once(life: Life) -> None:
+    command = {"op": "atomic", "operations": [create("a"), {"op": "allocate_ids", "count": 1}], "key": "k"}
+    first = life.ok(command)
+    assert life.ok(command) == {**first, "replayed": True}
+    assert queries.counts(life.view)["next_id"] == 3
+
+
+# -- compaction ---------------------------------------------------------------------------------------------------
+
+
+def test_compaction_forgets_changes_below_the_floor_and_never_lowers_it(life: Life) -> None:
+    life.do(*(create(str(n)) for n in range(5)))
+    assert life.ok({"op": "compact_changes", "floor": 4}) == {"floor": 4, "more": False, "revision": 5}
+    assert [change["revision"] for change in queries.changes_since(life.view, 0, 9, 1 << 20)] == [4, 5]
+    assert life.ok({"op": "compact_changes", "floor": 2})["floor"] == 4
+    assert life.ok({"op": "compact_changes", "floor": 99})["floor"] == 6
+    assert queries.compaction_floor(life.view) == 6
+
+
+def test_one_compaction_removes_a_bounded_number_of_rows(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftreg.state_machine.COMPACT_ROWS_MAX", 2)
+    life.do(*(create(str(n)) for n in range(5)))
+    assert life.ok({"op": "compact_changes", "floor": 5})["floor"] == 3
+    assert life.ok({"op": "compact_changes", "floor": 5}) == {"floor": 5, "more": False, "revision": 5}
+
+
+# -- digest -------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_all_rows_has_the_same_digest_and_goes_on_alike(life: Life, gateway: Gateway, tmp_path: Path) -> None:
+    gateway.grant(5)
+    gateway.send(create("a", number=2))
+    life.do(create("b", key="k"), update(2, set={"name": "c"}), delete(2))
+    with a_state(tmp_path, "copy") as view:
+        for key, value in life.view.scan(b"\x00", b"\xff"):
+            view.put(key, value)
+        copy = Life(view)
+        assert copy.digest() == life.digest()
+        command = gateway.carry(create("d", number=3))
+        assert copy.do(command) == life.do(command)
+        assert copy.digest() == life.digest()
+
+
+@pytest.mark.parametrize("damage", ["changed", "lost", "added"])
+def test_a_row_damaged_behind_the_state_machines_back_shows_in_the_recomputed_digest(life: Life, damage: str) -> None:
+    life.do(create("a"))
+    key = tables.image_key(1)
+    if damage == "lost":
+        life.view.delete(key)
+    else:
+        life.view.put(key if damage == "changed" else tables.image_key(2), pack({"number": 1}))
+    assert state_machine.recompute_digest(life.view) != life.digest()
+    with pytest.raises((AssertionError, KeyError)):
+        state_machine.validate_state(life.view)

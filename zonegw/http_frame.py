@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 Stamp = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 
+REQUEST_ID = web.RequestKey("request_id", str)
+IDENTITY = web.RequestKey("identity", Identity)
 OPEN_PATHS = frozenset({"/", "/versions", "/healthcheck", "/metrics", "/zonegw/v1/status"})
 
 
@@ -41,7 +43,7 @@ def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         nonlocal running
-        request["request_id"] = f"req-{uuid4()}"
+        request[REQUEST_ID] = f"req-{uuid4()}"
         running += 1
         try:
             if running > limits.requests_max:
@@ -55,7 +57,7 @@ def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> 
         except (ConnectionResetError, asyncio.CancelledError):
             raise
         except Exception:
-            log.exception("%s %s failed (%s)", request.method, request.path, request["request_id"])
+            log.exception("%s %s failed (%s)", request.method, request.path, request[REQUEST_ID])
             response = _text_response(request, 500, "The gateway failed to answer; its log has the reason.")
         finally:
             running -= 1
@@ -64,7 +66,7 @@ def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> 
 
     async def stamp(request: web.Request, response: web.StreamResponse) -> None:
         staleness = freshness.staleness_s()
-        response.headers["x-openstack-request-id"] = request.get("request_id", "")
+        response.headers["x-openstack-request-id"] = request.get(REQUEST_ID, "")
         response.headers["X-Zonegw-State"] = freshness.state
         response.headers["X-Zonegw-Staleness"] = "unknown" if staleness is None else f"{staleness:.3f}"
         response.headers["X-Zonegw-Revision"] = freshness.cursor()
@@ -84,15 +86,14 @@ def identifying(authenticator: Authenticator) -> Middleware:
     @web.middleware
     async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in OPEN_PATHS:
-            request["identity"] = authenticator.identify(request.headers.get("X-Auth-Token"))
+            request[IDENTITY] = authenticator.identify(request.headers.get("X-Auth-Token"))
         return await handler(request)
 
     return identify
 
 
 def identity(request: web.Request) -> Identity:
-    found: Identity = request["identity"]
-    return found
+    return request[IDENTITY]
 
 
 def error_response(request: web.Request, error: GatewayError) -> web.Response:

@@ -13,7 +13,7 @@ from zonegw import image_list, image_query
 from zonegw.config import Limits
 from zonegw.errors import BadRequest, BodyTooLarge, NotFound, Unavailable, UnsupportedMediaType
 from zonegw.file_response import send_file, send_stream
-from zonegw.http_frame import identity
+from zonegw.http_frame import REQUEST_ID, identity
 from zonegw.image_data import ImageData
 from zonegw.image_patch import parse_create, parse_patch
 from zonegw.images import Images, Request
@@ -160,7 +160,7 @@ class ImagesV2:
 
 
 def _asking(request: web.Request) -> Request:
-    return Request(identity(request), request["request_id"])
+    return Request(identity(request), request[REQUEST_ID])
 
 
 def _json(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

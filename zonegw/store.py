@@ -118,6 +118,7 @@ class Store:
         self._txn = self.env.begin(write=True)
         self._waiters: list[asyncio.Future[None]] = []
         self._dirty = False
+        self._closed = False
         self._check_format()
 
     def _check_format(self) -> None:
@@ -176,6 +177,8 @@ class Store:
 
     def commit(self) -> None:
         """Write and fsync what is pending; the process ends if that fails."""
+        if self._closed:
+            return
         started = time.perf_counter()
         try:
             self._txn.commit()
@@ -206,7 +209,9 @@ class Store:
 
     def close(self) -> None:
         """Commit and close; nothing may use the store afterwards."""
-        self._txn.commit()
+        self.commit()
+        self._closed = True
+        self._txn.abort()
         self.env.close()
         os.close(self._lock)
 

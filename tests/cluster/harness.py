@@ -30,6 +30,7 @@ LONG_AFTER = 5.0
 SMALL_SNAPSHOTS = Limits(snapshot_chunk_bytes=64, log_keep_entries=1, log_keep_bytes=1 << 20)
 WHOLE_SNAPSHOTS = replace(SMALL_SNAPSHOTS, snapshot_chunk_bytes=1 << 16)
 
+ENGINE_CLOCK = engine.monotonicTime
 _APPLIED = b"applied"
 _VALUE = b"value:"
 
@@ -82,21 +83,24 @@ class Cluster:
         random.seed(seed)
         self.directory, self.names, self.limits = directory, names, limits
         self.clock = Clock()
-        self._engine_clock = engine.monotonicTime
         engine.monotonicTime = self.clock
         self.nodes: dict[str, RaftNode] = {}
         self.queues: dict[tuple[str, str], deque[bytes]] = defaultdict(deque)
         self.cut: set[tuple[str, str]] = set()
         self.dead: dict[str, str] = {}
-        for name in names:
-            initialise(directory / name, cluster_id="test", peer=name, peers=names)
-            self.start(name)
-        self.connect_all()
+        try:
+            for name in names:
+                initialise(directory / name, cluster_id="test", peer=name, peers=names)
+                self.start(name)
+            self.connect_all()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         for name in list(self.nodes):
             self.crash(name)
-        engine.monotonicTime = self._engine_clock
+        engine.monotonicTime = ENGINE_CLOCK
 
     # -- processes ------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,8 @@ def apply(view: View, index: int, payload: bytes | None) -> list[Result]:
     results: list[Result] = []
     if payload is not None:
         now_us, commands = _decode(payload)
-        ctx.advance_time(now_us)
+        if commands:
+            ctx.advance_time(now_us)
         results = [run(ctx, command) for command in commands]
     ctx.close(index)
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgpack
@@ -16,6 +17,9 @@ UUID = "00000000-0000-4000-8000-000000000001"
 CREATE: dict[str, Any] = {"op": "create_image", "uuid": UUID, "attributes": {}}
 UPDATE: dict[str, Any] = {"op": "update_image", "image": {"number": 1}}
 SESSION: dict[str, Any] = {"gateway": "gw1", "session": UUID}
+OPERATION: dict[str, Any] = {
+    "op": "session_operation", "sequence": 1, "previous_hash": bytes(16), "payload": b"x", **SESSION
+}  # fmt: skip
 LOCATION: dict[str, Any] = {"zone": "fra", "store": "fra", "key": "k1"}
 
 GOOD: list[dict[str, Any]] = [
@@ -38,7 +42,7 @@ GOOD: list[dict[str, Any]] = [
     },
     {"op": "grant_block", "size": commands.BLOCK_SIZE_MAX, "token": 1, **SESSION},
     {"op": "seal_blocks", "gateway": "gw1"},
-    {"op": "session_operation", "sequence": 1, "previous_hash": bytes(16), "payload": b"x", **SESSION},
+    OPERATION,
     {"op": "register_zone", "zone": "fra-1.eu", "endpoint": "https://a", "capabilities": {"stores": "a,b", "n": 1}},
     {"op": "register_gateway", "zone": "fra", "gateway": "gw1", "endpoint": None},
     {"op": "set_zone_lease", "zone": "fra", "live": True, "if_version": 1},
@@ -105,9 +109,9 @@ BAD: list[tuple[Any, str]] = [
     (UPDATE | {"base_version": 0}, "base_version must be 1 to"),
     ({"op": "allocate_ids", "count": 0}, "count must be 1 to 65536"),
     ({"op": "grant_block", "size": commands.BLOCK_SIZE_MAX + 1, "token": 1, **SESSION}, "size must be 1 to"),
-    ({"op": "session_operation", "sequence": 0, "previous_hash": bytes(16), "payload": b"x", **SESSION}, "sequence must"),
-    ({"op": "session_operation", "sequence": 1, "previous_hash": b"", "payload": b"x", **SESSION}, "previous_hash has 0"),
-    ({"op": "session_operation", "sequence": 1, "previous_hash": bytes(16), "payload": "x", **SESSION}, "payload must be"),
+    (OPERATION | {"sequence": 0}, "sequence must be 1 to"),
+    (OPERATION | {"previous_hash": b""}, "previous_hash has 0 bytes"),
+    (OPERATION | {"payload": "x"}, "payload must be bytes"),
     ({"op": "register_zone", "zone": "fra", "capabilities": {"a": []}}, "'a' must be a string, a whole number"),
     ({"op": "register_zone", "zone": "fra", "capabilities": {str(n): "x" * 99 for n in range(50)}}, "at most 4096"),
     ({"op": "set_zone_lease", "zone": "fra"}, "set_zone_lease needs live"),
@@ -149,12 +153,9 @@ def test_whatever_stands_in_a_field_is_accepted_or_refused_but_never_breaks(
 ) -> None:
     """The values are all that msgpack can carry; what passes must be encodable again, for rows are msgpack."""
     field = data.draw(st.sampled_from([name for name in command if name != "op"]))
-    try:
+    with suppress(Invalid):
         validate(command | {field: value})
-    except Invalid as invalid:
-        assert str(invalid)
-    else:
-        msgpack.packb(command | {field: value})
+        assert msgpack.unpackb(msgpack.packb(command | {field: value})) == command | {field: value}
 
 
 def test_a_refusal_quotes_only_the_beginning_of_what_was_sent() -> None:

@@ -12,7 +12,7 @@ from raftreg import tables
 from raftreg.tables import Head, View
 from tests.state_life import a_state
 
-NAMES = st.text(st.characters(exclude_characters="\x00", exclude_categories=("Cs",)), max_size=255)
+NAMES = st.text(st.characters(exclude_characters="\x00", codec="utf-8"), max_size=255)
 NUMBERS = st.integers(1, tables.NUMBER_MAX)
 
 

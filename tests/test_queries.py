@@ -1,0 +1,180 @@
+"""Reading the state: listings by index, changes, bootstrap chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftreg import errors, queries
+from tests.state_life import Document, Life, a_state, create, delete, update, uuid_of
+
+NAMES = ("b", "a", "c", None, "a", "ä", "Z", "aa")
+OWNERS = ("p1", "p2", None)
+VISIBILITIES = ("private", "public", "shared")
+
+
+def populate(life: Life) -> list[Document]:
+    """24 images whose attributes repeat in different periods; some moved, some deleted. Returns what is left."""
+    life.do({"op": "register_zone", "zone": "fra"})
+    for n in range(24):
+        attributes = {
+            "name": NAMES[n % len(NAMES)], "owner": OWNERS[n % 3], "visibility": VISIBILITIES[n // 3 % 3]
+        }  # fmt: skip
+        life.now_us += n % 2  # two images share each moment
+        life.do(create(str(n), **attributes, home_zone="fra" if n % 4 else None))
+    life.do(update(3, set={"name": "moved", "visibility": "community", "owner": "p9"}))
+    life.do(update(4, set={"status": "saving"}), delete(5), delete(24))
+    return [image for n in range(1, 25) if "deleted" not in (image := _image(life, n))]
+
+
+def _image(life: Life, number: int) -> Document:
+    image = queries.get_image(life.view, {"number": number})
+    assert image is not None
+    return image
+
+
+@pytest.fixture(scope="module")
+def populated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Life, list[Document]]]:
+    with a_state(tmp_path_factory.mktemp("queries")) as view:
+        life = Life(view)
+        yield life, populate(life)
+
+
+def expected(images: list[Document], filters: Document, sort: str, descending: bool) -> list[int]:
+    """What a listing must be, from a plain list."""
+    matching = [image for image in images if all(image[name] == value for name, value in filters.items())]
+    # Among images of one name the order by creation serves as the one by name.
+    sort = "created_at" if "name" in filters else sort
+    matching.sort(key=lambda image: (image[sort] or "" if sort == "name" else image[sort], image["number"]))
+    numbers = [image["number"] for image in matching]
+    return numbers[::-1] if descending else numbers
+
+
+def walk(life: Life, page: int, **arguments: Any) -> list[int]:
+    """All pages, one after the other."""
+    numbers: list[int] = []
+    marker: int | None = None
+    while True:
+        images, marker = queries.list_images(life.view, **arguments, marker=marker, limit=page)
+        assert len(images) <= page
+        numbers += [image["number"] for image in images]
+        if marker is None:
+            return numbers
+
+
+FILTERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "owner": st.sampled_from(["p1", "p2", "p9", "nobody"]),
+        "visibility": st.sampled_from(["private", "public", "shared", "community"]),
+        "name": st.sampled_from(["a", "b", "ä", "moved", "nothing"]),
+        "status": st.sampled_from(["queued", "saving"]),
+        "home_zone": st.sampled_from(["fra", "ber"]),
+    },
+)
+
+
+@given(FILTERS, st.sampled_from(["created_at", "name"]), st.booleans(), st.integers(1, 30))
+def test_pages_of_any_size_add_up_to_exactly_the_images_that_match_in_order(
+    populated: tuple[Life, list[Document]], filters: Document, sort: str, descending: bool, page: int
+) -> None:
+    life, images = populated
+    listed = walk(life, page, **filters, sort=sort, descending=descending)
+    assert listed == expected(images, filters, sort, descending)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("sort", ["created_at", "name"])
+def test_a_marker_serves_after_its_image_was_deleted(
+    populated: tuple[Life, list[Document]], sort: str, descending: bool
+) -> None:
+    life, images = populated
+    page, _ = queries.list_images(life.view, sort=sort, descending=descending, marker=5, limit=99)
+    gone = {"number": 5, "name": NAMES[4], "created_at": images[3]["created_at"]}
+    whole = expected([*images, gone], {}, sort, descending)
+    assert [image["number"] for image in page] == whole[whole.index(5) + 1 :]
+
+
+def test_a_scan_that_finds_nothing_ends_within_its_bound_and_says_where_to_go_on(
+    populated: tuple[Life, list[Document]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life, _ = populated
+    monkeypatch.setattr("raftreg.queries.LIST_SCAN_ROWS_MAX", 3)
+    filters: dict[str, Any] = {"status": "queued", "visibility": "community", "descending": True}
+    images, marker = queries.list_images(life.view, **filters, limit=5)
+    assert images == []
+    assert marker is not None
+    assert walk(life, 5, **filters) == walk(life, 1, **filters) == [3]
+
+
+def test_a_limit_of_zero_is_an_empty_page(populated: tuple[Life, list[Document]]) -> None:
+    assert queries.list_images(populated[0].view, limit=0) == ([], None)
+
+
+def test_an_unknown_order_or_marker_is_refused(populated: tuple[Life, list[Document]]) -> None:
+    with pytest.raises(errors.BadRequest, match="created_at, name"):
+        queries.list_images(populated[0].view, sort="size", limit=1)
+    with pytest.raises(errors.BadRequest, match="marker 999"):
+        queries.list_images(populated[0].view, marker=999, limit=1)
+
+
+def test_names_beyond_the_sorted_length_are_all_listed_once(tmp_path: Path) -> None:
+    with a_state(tmp_path) as view:
+        life = Life(view)
+        life.do(*(create(str(n), name="\U0001f4bf" * 60 + str(9 - n), owner="ö" * 200) for n in range(5)))
+        assert sorted(walk(life, 2, sort="name")) == [1, 2, 3, 4, 5]
+        assert walk(life, 2, owner="ö" * 200, sort="name") == walk(life, 2, sort="name")
+        assert walk(life, 2, owner="ö" * 199) == []
+
+
+def test_an_image_is_found_by_number_by_uuid_and_after_its_deletion_as_deleted(
+    populated: tuple[Life, list[Document]],
+) -> None:
+    view = populated[0].view
+    assert queries.get_image(view, {"uuid": uuid_of("0")}) == queries.get_image(view, {"number": 1})
+    deleted = queries.get_image(view, {"uuid": uuid_of("4")})
+    assert deleted is not None
+    assert (deleted["deleted"], deleted["number"], deleted["version"]) == (True, 5, 2)
+    assert queries.get_image(view, {"uuid": uuid_of("?")}) is None
+    assert queries.get_image(view, {"number": 999}) is None
+
+
+@given(st.integers(1, 30))
+def test_bootstrap_chunks_add_up_to_all_images_by_number(populated: tuple[Life, list[Document]], size: int) -> None:
+    life, images = populated
+    found: list[Document] = []
+    while chunk := queries.state_chunk(life.view, found[-1]["number"] if found else 0, size):
+        assert len(chunk) <= size
+        found += chunk
+    assert found == images
+
+
+def test_changes_come_in_order_without_a_gap_up_to_their_limits(populated: tuple[Life, list[Document]]) -> None:
+    life, images = populated
+    changes = queries.changes_since(life.view, 0, 99, 1 << 20)
+    assert [change["revision"] for change in changes] == list(range(1, queries.revision(life.view) + 1))
+    assert queries.changes_since(life.view, 3, 2, 1 << 20) == changes[3:5]
+    assert queries.changes_since(life.view, 3, 99, 1) == changes[3:4]
+    assert queries.changes_since(life.view, len(changes), 99, 1 << 20) == []
+    assert all(later["time"] >= earlier["time"] for earlier, later in pairwise(changes))
+    latest = {change["number"]: change for change in changes if change["kind"] == "image"}
+    assert [change["image"] for _, change in sorted(latest.items()) if "image" in change] == images
+
+
+def test_the_oldest_change_tells_its_time(populated: tuple[Life, list[Document]], tmp_path: Path) -> None:
+    life = populated[0]
+    assert queries.oldest_change_time(life.view) == queries.changes_since(life.view, 0, 1, 1)[0]["time"]
+    with a_state(tmp_path) as empty:
+        assert queries.oldest_change_time(empty) is None
+
+
+def test_counts_are_those_of_the_state(populated: tuple[Life, list[Document]]) -> None:
+    life, images = populated
+    counts = queries.counts(life.view)
+    assert (counts["images"], counts["tombstones"], counts["next_id"]) == (len(images), 2, 25)

@@ -1,0 +1,299 @@
+"""Random histories of commands against a plain model of what they mean, cut into entries in two ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raftreg import queries, state_machine
+from raftreg.tables import hash16, pack, unpack
+from tests.state_life import CHAIN_START, Document, Life, a_state, create, uuid_of
+
+ZONES = {"gw1": "fra", "gw2": "ber"}
+
+
+# -- the model ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Image:
+    uuid: str
+    version: int = 1
+    home: str | None = None
+    deleted: bool = False
+    values: dict[str, str | None] = field(default_factory=dict)
+    changed_at: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Session:
+    uuid: str
+    token: int
+    last: int = 0
+    hash: bytes = CHAIN_START
+    blocks: list[range] = field(default_factory=list)
+    answers: list[tuple[bytes, Document]] = field(default_factory=list)
+
+
+class Model:
+    """Sequential meaning of the commands below: enough to foretell code, number and version of every result."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, Image] = {}
+        self.next_id = 1
+        self.sessions: dict[str, Session] = {}
+        self.tokens: dict[str, int] = {}
+        self.fenced: set[str] = set()
+        self.keys: dict[str, tuple[Document, Document]] = {}
+
+    def step(self, command: Document) -> Document:
+        """The abridged result: {"code"} or what `abridged` keeps."""
+        key = command.get("key")
+        if key is None:
+            return self._act(command)
+        asked = {name: value for name, value in command.items() if name not in ("uuid", "key")}
+        if key not in self.keys:
+            self.keys[key] = (asked, self._act(command))
+        return self.keys[key][1] if self.keys[key][0] == asked else {"code": "idempotency_mismatch"}
+
+    def _act(self, command: Document, session: Session | None = None) -> Document:
+        action: Any = getattr(self, "_" + command["op"])
+        result: Document = action(command, session)
+        return result
+
+    def _create_image(self, command: Document, session: Session | None) -> Document:
+        number = command.get("number")
+        if any(image.uuid == command["uuid"] for image in self.images.values()):
+            return {"code": "uuid_taken"}
+        if command.get("home_zone") not in (None, *(ZONES[name] for name in self.tokens)):
+            return {"code": "zone_not_found"}
+        if number is None:
+            number, self.next_id = self.next_id, self.next_id + 1
+        elif session is None or not any(number in block for block in session.blocks):
+            return {"code": "block_not_held"}
+        elif number in self.images:
+            return {"code": "number_taken"}
+        image = Image(command["uuid"], home=command.get("home_zone"))
+        image.values["name"] = command["attributes"]["name"]
+        self.images[number] = image
+        return {"number": number, "version": 1}
+
+    def _find(self, command: Document) -> tuple[Document | None, int]:
+        number = command["image"]["number"]
+        image = self.images.get(number)
+        if image is None:
+            return {"code": "image_not_found"}, number
+        if image.deleted:
+            return {"code": "image_deleted"}, number
+        zone = (command.get("actor") or {}).get("zone")
+        if image.home is not None and zone not in (None, image.home):
+            return {"code": "home_zone_away"}, number
+        return None, number
+
+    def _update_image(self, command: Document, _session: Session | None) -> Document:
+        refusal, number = self._find(command)
+        if refusal is not None:
+            return refusal
+        image = self.images[number]
+        base = command.get("base_version")
+        if base is not None and any(image.changed_at.get(name, 1) > base for name in command["set"]):
+            return {"code": "conflict"}
+        image.version += 1
+        for name, value in command["set"].items():
+            if name not in image.values or image.values[name] != value:
+                image.values[name], image.changed_at[name] = value, image.version
+        return {"number": number, "version": image.version}
+
+    def _delete_image(self, command: Document, _session: Session | None) -> Document:
+        refusal, number = self._find(command)
+        if refusal is not None:
+            return refusal
+        image = self.images[number]
+        image.deleted, image.version = True, image.version + 1
+        return {"number": number, "version": image.version}
+
+    def _allocate_ids(self, command: Document, _session: Session | None) -> Document:
+        first, self.next_id = self.next_id, self.next_id + command["count"]
+        return {"first": first}
+
+    def _atomic(self, command: Document, _session: Session | None) -> Document:
+        trial = Model()
+        trial.images = {
+            number: Image(i.uuid, i.version, i.home, i.deleted, dict(i.values), dict(i.changed_at))
+            for number, i in self.images.items()
+        }
+        trial.next_id, trial.tokens = self.next_id, self.tokens
+        for operation in command["operations"]:
+            if "code" in trial._act(operation):
+                return {"code": "atomic_refused"}
+        self.images, self.next_id = trial.images, trial.next_id
+        return {}
+
+    def _open_session(self, command: Document, _session: Session | None) -> Document:
+        gateway, uuid = command["gateway"], command["session"]
+        if uuid in self.fenced:
+            return {"code": "session_fenced"}
+        current = self.sessions.get(gateway)
+        if current is None or current.uuid != uuid:
+            if current is not None:
+                self.fenced.add(current.uuid)
+            self.tokens[gateway] = self.tokens.get(gateway, 0) + 1
+            self.sessions[gateway] = Session(uuid, self.tokens[gateway])
+        return {"token": self.tokens[gateway], "last_sequence": self.sessions[gateway].last}
+
+    def _grant_block(self, command: Document, _session: Session | None) -> Document:
+        session = self.sessions.get(command["gateway"])
+        if session is None or session.uuid != command["session"]:
+            return {"code": "session_fenced" if command["session"] in self.fenced else "session_unknown"}
+        first, self.next_id = self.next_id, self.next_id + command["size"]
+        session.blocks.append(range(first, self.next_id))
+        return {"first": first, "token": session.token}
+
+    def _session_operation(self, command: Document, _session: Session | None) -> Document:
+        session = self.sessions.get(command["gateway"])
+        if session is None or session.uuid != command["session"]:
+            return {"code": "session_fenced" if command["session"] in self.fenced else "session_unknown"}
+        sequence, payload = command["sequence"], command["payload"]
+        if sequence > session.last + 1:
+            return {"code": "sequence_gap"}
+        if sequence <= session.last:
+            return session.answers[sequence - 1][1]
+        inner: Document = unpack(payload)
+        actor = {"gateway": command["gateway"], "zone": ZONES[command["gateway"]]}
+        answer = self._act({**inner, "actor": actor}, session)
+        session.answers.append((payload, answer))
+        session.last, session.hash = sequence, hash16(command["previous_hash"] + payload)
+        return answer
+
+
+def abridged(result: Document) -> Document:
+    """What the model foretells of a result."""
+    if "error" in result:
+        return {"code": result["error"]["code"]}
+    ok = result["ok"]
+    if "sequence" in ok:
+        return abridged(ok["result"])
+    if "zone" in ok or "results" in ok:
+        return {}
+    return {name: ok[name] for name in ("number", "version", "first", "token", "last_sequence") if name in ok}
+
+
+# -- histories ----------------------------------------------------------------------------------------------------
+
+NUMBERS = st.integers(1, 12)
+GATEWAYS = st.sampled_from(sorted(ZONES))
+HOMES = st.sampled_from([None, None, "fra", "ber"])
+ACTORS = st.sampled_from([{}, {}, {"zone": "fra", "gateway": "gw1"}, {"zone": "ber", "gateway": "gw2"}])
+CHANGES = st.dictionaries(st.sampled_from(["name", "owner", "properties.p"]), st.sampled_from("xyz"), max_size=2)
+creates = st.builds(lambda n, home: create(f"i{n}", home_zone=home), st.integers(1, 15), HOMES)
+numbered = st.builds(lambda n, number: create(f"i{n}", number=number), st.integers(1, 15), NUMBERS)
+updates = st.builds(
+    lambda number, changes, base: {
+        "op": "update_image", "image": {"number": number}, "set": changes, "base_version": base
+    },
+    NUMBERS, CHANGES, st.none() | st.integers(1, 4),
+)  # fmt: skip
+deletes = st.builds(lambda number: {"op": "delete_image", "image": {"number": number}}, NUMBERS)
+allocations = st.builds(lambda count: {"op": "allocate_ids", "count": count}, st.integers(1, 2))
+simple = st.one_of(creates, updates, updates, deletes, allocations)
+acted = st.builds(lambda command, actor: {**command, "actor": actor}, simple, ACTORS)
+keyed = st.builds(lambda command, key: {**command, "key": key}, simple, st.sampled_from(["k1", "k2"]))
+atomics = st.builds(lambda operations: {"op": "atomic", "operations": operations}, st.lists(simple, max_size=4))
+openings = st.builds(lambda gateway, n: ("open", gateway, n), GATEWAYS, st.integers(1, 3))
+grants = st.builds(lambda gateway, size: ("grant", gateway, size), GATEWAYS, st.integers(1, 3))
+carried = st.builds(
+    lambda gateway, inner, offset: ("carry", gateway, inner, offset),
+    GATEWAYS, st.one_of(creates, numbered, updates, deletes), st.sampled_from([1, 1, 1, 1, 0, 2]),
+)  # fmt: skip
+histories = st.lists(st.one_of(acted, acted, keyed, atomics, openings, grants, carried, carried), max_size=25)
+
+
+def concrete(step: Any, model: Model) -> Document:
+    """The command for a step that depends on where the gateway's session stands."""
+    if isinstance(step, dict):
+        return step
+    kind, gateway = step[0], step[1]
+    session = model.sessions.get(gateway) or Session(uuid_of("none"), 0)
+    common = {"gateway": gateway, "session": session.uuid}
+    if kind == "open":
+        uuid = uuid_of(f"{gateway}-{step[2]}")
+        last, chain = (session.last, session.hash) if uuid == session.uuid else (0, CHAIN_START)
+        account = {"highest_sequence": last, "acked_sequence": last, "acked_hash": chain}
+        return {"op": "open_session", "gateway": gateway, "session": uuid, "zone": ZONES[gateway], **account}
+    if kind == "grant":
+        return {"op": "grant_block", **common, "size": step[2], "token": session.token}
+    _, _, inner, offset = step
+    if offset == 0 and session.last:
+        before = hash_before(session)
+        return {
+            "op": "session_operation", **common, "sequence": session.last, "previous_hash": before,
+            "payload": session.answers[-1][0],
+        }  # fmt: skip
+    sequence = session.last + max(offset, 1)
+    return {
+        "op": "session_operation", **common, "sequence": sequence, "previous_hash": session.hash,
+        "payload": pack(inner),
+    }  # fmt: skip
+
+
+def hash_before(session: Session) -> bytes:
+    """The running hash below the session's last operation."""
+    chain = CHAIN_START
+    for payload, _ in session.answers[:-1]:
+        chain = hash16(chain + payload)
+    return chain
+
+
+def check_images(life: Life, model: Model) -> None:
+    for number, expected in model.images.items():
+        image = queries.get_image(life.view, {"number": number})
+        assert image is not None
+        assert (image["uuid"], image["version"]) == (expected.uuid, expected.version)
+        assert image.get("deleted", False) == expected.deleted
+        if not expected.deleted:
+            found = {"name": image["name"], "owner": image["owner"], "properties.p": image["properties"].get("p")}
+            assert {name: found[name] for name in expected.values} == expected.values
+    listed, _ = queries.list_images(life.view, limit=99)
+    assert len(listed) == sum(not image.deleted for image in model.images.values())
+
+
+def cuts(commands: list[Document], sizes: list[int]) -> Iterator[list[Document]]:
+    """The commands cut into entries of these sizes, and the rest."""
+    for size in sizes:
+        yield commands[:size]
+        commands = commands[size:]
+    yield commands
+
+
+@settings(max_examples=150)
+@given(histories, st.lists(st.integers(0, 6), max_size=6))
+def test_every_result_is_the_models_and_the_cut_into_entries_changes_nothing(
+    history: list[Any], sizes: list[int]
+) -> None:
+    """Goal: results, rows and digest depend on the order of commands alone.
+
+    Method: one state gets one command per entry and is validated after each, another the same commands cut otherwise.
+    """
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory()))
+        life = Life(stack.enter_context(a_state(directory, "one")))
+        other = Life(stack.enter_context(a_state(directory, "two")), validate=False)
+        model = Model()
+        commands, results = [], []
+        for step in history:
+            command = concrete(step, model)
+            commands.append(command)
+            expected = model.step(command)
+            results += life.do(command)
+            assert abridged(results[-1]) == expected, command
+        check_images(life, model)
+        assert [result for entry in cuts(commands, sizes) for result in other.do(*entry)] == results
+        assert other.digest() == life.digest()
+        state_machine.validate_state(other.view)

@@ -367,9 +367,9 @@ def _identity(entry: Mapping[str, Any]) -> Identity:
 def stop_left(state_file: Path) -> list[str]:
     """Stop exactly the processes that a state file names, those that ask first; returns their names."""
     state = read_state(state_file) or {}
-    running = running_processes(state)
     order = {name: rank for rank, name in enumerate((*GATEWAYS, *PEERS, PROXY))}
-    for entry in sorted(running, key=lambda entry: order.get(entry["name"], -1)):
+    running = sorted(running_processes(state), key=lambda entry: order.get(entry["name"], -1))
+    for entry in running:
         processes.stop(_identity(entry))
     state_file.unlink(missing_ok=True)
     return [entry["name"] for entry in running]

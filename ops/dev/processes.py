@@ -5,6 +5,7 @@ A pid is reused by the kernel, so each process is known by pid and start time; a
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -49,7 +50,13 @@ def _started_linux(pid: int) -> str | None:
         return None
     # The second field is the program's name in brackets, which may itself hold blanks and brackets.
     fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else fields[19]
+    return None if fields[0] in "ZX" else f"{_boot()}.{fields[19]}"
+
+
+@functools.cache
+def _boot() -> str:
+    """Start times count from the boot, so another boot could bring the same pid and time again."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def _started_elsewhere(pid: int) -> str | None:

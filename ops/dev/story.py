@@ -334,9 +334,9 @@ async def _as_coroutine(work: Awaitable[None]) -> None:
 
 def table_of(verdict: Verdict, numbers: Numbers, longest_pause_s: float) -> Table:
     """The closing table."""
-    table = Table(title="What the job was told, and what is there", title_justify="left")
-    table.add_column("")
-    table.add_column("", justify="right")
+    table = Table(title="What the job was told, and what is there", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
     good = "green" if verdict.ok else "bold red"
     doubled = verdict.duplicate_numbers + verdict.duplicate_uuids
     rows = {
@@ -362,6 +362,9 @@ async def run(base: Path, console: Console, once: bool) -> int:
     """Start the cluster, tell the story, show the table, and serve until Ctrl-C unless `once`."""
     cluster = Cluster(base, proxied=True)
     began = time.monotonic()
+    if task := asyncio.current_task():
+        # A Ctrl-C is asyncio's to handle; a SIGTERM ends the story in the same orderly way.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         console.print("Starting three registry peers, two zones, and a proxy on every link ...")
         await asyncio.to_thread(cluster.start)
@@ -411,6 +414,8 @@ def main(arguments: Sequence[str]) -> int:
             return asyncio.run(run(base, console, once))
     except KeyboardInterrupt:
         return 130
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
     except Exception as error:
         for line in _explained(error):
             console.print(f"[bold red]The story ends here:[/] {line}", highlight=False)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from raftreg import errors, wire
 from raftreg.api_context import Context, format_subject
+from raftreg.http_once import send_once
 
 _PASSED_ON = (
     "Content-Type",
@@ -53,9 +54,9 @@ class Forwarder:
         try:
             async with asyncio.timeout(deadline_s + self._context.limits.forward_grace_s):
                 return await self._send(request, url, body, deadline_s)
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             raise errors.NotLeader(
-                not_leader.leader, f"the leader {not_leader.leader} cannot be reached from here: {error.strerror}"
+                not_leader.leader, f"the leader {not_leader.leader} cannot be reached from here"
             ) from None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise errors.OutcomeUnknown(
@@ -82,6 +83,7 @@ class Forwarder:
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
+                middlewares=(send_once,),
                 auto_decompress=False,
                 timeout=aiohttp.ClientTimeout(sock_connect=1.0),
             )

@@ -31,6 +31,7 @@ import msgpack
 
 from raftreg import certificates, errors, wire
 from raftreg.config import TlsFiles
+from raftreg.http_once import send_once
 
 Document = dict[str, Any]
 Ref = int | str | Mapping[str, int | str]
@@ -254,6 +255,7 @@ class Client:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=self._connections_max, ssl=self._ssl or False),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                middlewares=(send_once,),
                 auto_decompress=False,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             )

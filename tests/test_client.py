@@ -107,6 +107,28 @@ async def test_a_write_without_a_key_is_sent_once_and_its_unknown_outcome_is_sai
         assert await sure.allocate_ids(1) == (before + 2, before + 2), "it had happened, once"
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "POST"])
+async def test_a_write_lost_on_a_kept_connection_is_never_called_definite(method: str) -> None:
+    """The server takes it and dies: a second attempt which cannot connect says nothing about the first."""
+    seen: list[bytes] = []
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        listener.close()
+        writer.transport.abort()
+
+    listener = await asyncio.start_server(dies, "127.0.0.1", 0)
+    async with Client([f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"], deadline_s=1.0) as client:
+        await client.status()
+        with pytest.raises(errors.Indefinite) as lost:
+            await client.request(method, "zones/ams", key=new_key())
+        assert not lost.value.definite
+        assert len(seen) == 1
+        assert seen[0].startswith(method.encode())
+
+
 async def test_what_was_never_sent_is_a_definite_failure_within_the_deadline() -> None:
     dead = [f"http://127.0.0.1:{port}" for port in free_ports(2)]
     async with Client(dead, deadline_s=0.5) as client:

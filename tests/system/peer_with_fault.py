@@ -17,7 +17,7 @@ UNLUCKY = 13
 
 
 def break_handler() -> None:
-    table: dict[str, Any] = state_machine.COMMANDS
+    table: dict[str, Any] = state_machine._OPS
     allocate = table["allocate_ids"]
 
     def handler(ctx: Any, command: dict[str, Any]) -> Any:

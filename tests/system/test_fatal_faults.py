@@ -16,6 +16,7 @@ from ops.dev.cluster import Cluster
 from ops.dev.processes import Process, wait_until
 from ops.dev.readout import client_of
 from raftreg import errors
+from raftreg.client import Client
 from raftreg.peer import EXIT_FATAL
 from tests.system.conftest import MakeCluster
 from tests.system.peer_with_fault import UNLUCKY
@@ -92,10 +93,9 @@ async def test_a_failed_fsync_ends_the_process_before_it_answers(
     broken = tmp_path / "the disk is broken"
     cluster.start_process("a", {"LD_PRELOAD": str(failing_sync), "FAIL_SYNC_WHEN": str(broken)})
     await asyncio.to_thread(cluster.wait_ready, ["a"])
-    acknowledged: list[str] = []
     async with client_of(cluster, 2.0) as client:
-        for number in range(20):
-            acknowledged.append((await client.create_image(**image(f"before-{number}")))["uuid"])
+        created = await asyncio.gather(*(client.create_image(**image(f"before-{number}")) for number in range(20)))
+        acknowledged = [made["uuid"] for made in created]
         broken.touch()
         with pytest.raises(errors.RegistryError) as unknown:
             await client.create_image(**image("never"))
@@ -117,6 +117,19 @@ def image(name: str, metadata_bytes: int = 0) -> dict[str, Any]:
     }
 
 
+async def fill(client: Client) -> list[str]:
+    """Create images until the registry refuses one for lack of room; the UUIDs of those that it took."""
+    stored: list[str] = []
+    while len(stored) < 4000:
+        try:
+            created = await client.create_image(**image(f"fill-{len(stored)}", 30_000))
+        except errors.StorageFull as refusal:
+            assert "delete images" in refusal.message
+            return stored
+        stored.append(created["uuid"])
+    raise AssertionError("the database took 4000 images of 30 KB with a limit of 4 MiB")
+
+
 async def test_a_full_database_refuses_growth_and_takes_it_again_after_deletes_without_restart(
     make_cluster: MakeCluster,
 ) -> None:
@@ -130,10 +143,7 @@ async def test_a_full_database_refuses_growth_and_takes_it_again_after_deletes_w
     cluster = make_cluster(gateways={}, peer_limits=limits)
     await start(cluster)
     async with client_of(cluster, DEADLINE_S) as client:
-        stored: list[str] = []
-        with pytest.raises(errors.StorageFull, match="delete images"):
-            for number in range(4000):
-                stored.append((await client.create_image(**image(f"fill-{number}", 30_000)))["uuid"])
+        stored = await fill(client)
         pids = {peer: cluster.processes[peer].identity for peer in cluster.peers}
         for uuid_ in stored[: len(stored) // 2]:
             await client.delete_image(uuid_)

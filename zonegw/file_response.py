@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aiohttp import web
@@ -53,12 +54,13 @@ async def send_file(request: web.Request, path: Path, headers: dict[str, str], c
         transport = request.transport
         plain = transport is not None and transport.get_extra_info("sslcontext") is None
         writer = await response.prepare(request)
-        if plain and transport is not None and writer is not None:
-            writer.send_headers()
-            await _sendfile(transport, handle, start, end)
-        else:
-            await _copy(response, handle, start, end, chunk_bytes)
-        await response.write_eof()
+        with _cut_off(request):
+            if plain and transport is not None and writer is not None:
+                writer.send_headers()
+                await _sendfile(transport, handle, start, end)
+            else:
+                await _copy(response, handle, start, end, chunk_bytes)
+            await response.write_eof()
         return response
     finally:
         os.close(handle)
@@ -70,10 +72,22 @@ async def send_stream(
     """Answer with bytes that come in while they are sent."""
     response, start, end = begin(request, size, headers)
     await response.prepare(request)
-    async for piece in read(start, end, chunk_bytes):
-        await response.write(piece)
-    await response.write_eof()
+    with _cut_off(request):
+        async for piece in read(start, end, chunk_bytes):
+            await response.write(piece)
+        await response.write_eof()
     return response
+
+
+@contextmanager
+def _cut_off(request: web.Request) -> Iterator[None]:
+    """After the head went out, a failure can only be told by breaking the connection short of the last byte."""
+    try:
+        yield
+    except Exception as error:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError(f"the body could not be completed: {error}") from error
 
 
 async def _copy(response: web.StreamResponse, handle: int, start: int, end: int, chunk_bytes: int) -> None:

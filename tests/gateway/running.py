@@ -115,6 +115,12 @@ class Zone:
         await until(lambda: gateway.queue.depth(gateway.store.read()) == 0, "an empty queue")
         await until(lambda: not list(gateway.catalogue.overlaid(gateway.store.read())), "an empty overlay")
 
+    async def drained_but_parked(self) -> None:
+        """Wait until nothing is pending; parked writes stay laid over the catalogue."""
+        gateway = self.gateway
+        await until(lambda: gateway.status.state == "online", f"online: {gateway.status.document()}")
+        await until(lambda: gateway.queue.depth(gateway.store.read()) == 0, "an empty queue")
+
 
 def settings(
     directory: Path, *, zone: str = "fra", gateway: str = "fra-1", registry: Registry | None = None, **limits: Any
@@ -146,14 +152,14 @@ def _tokens(directory: Path) -> dict[str, str]:
             for user, (project, roles) in USERS.items()
         ]
         path.write_text("\n".join(made))
-    return dict(line.split() for line in path.read_text().splitlines())  # type: ignore[misc]
+    return dict(line.split() for line in path.read_text().splitlines())
 
 
 @contextlib.asynccontextmanager
 async def running(directory: Path, **options: Any) -> AsyncIterator[Zone]:
     """A gateway on `directory`; `options` are those of `settings`."""
     chosen = settings(directory, **options)
-    async with Gateway(chosen) as gateway, aiohttp.ClientSession() as http:
+    async with Gateway(chosen) as gateway, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(WAIT_S)) as http:
         yield Zone(gateway, http, _tokens(directory))
 
 

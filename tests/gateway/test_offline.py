@@ -378,9 +378,7 @@ async def test_bytes_that_no_image_came_to_own_are_removed_at_start(tmp_path: Pa
 async def test_lists_are_paged_in_every_order_without_gap_or_repetition(tmp_path: Path) -> None:
     async with running(tmp_path) as zone:
         for n in range(12):
-            await zone.create(
-                name=f"n{n % 4}", min_ram=n, user="alice" if n % 3 else "root", visibility=None or "shared"
-            )
+            await zone.create(name=f"n{n % 4}", min_ram=n, user="alice" if n % 3 else "root", os_hidden=False)
             await zone.create(name=None, user="bob")
         queries = ["", "sort_key=name&sort_dir=asc", "sort=name:asc,created_at:desc", "sort_key=size", "sort=id:asc",
                    "sort=name:desc,status:asc,id:asc", "sort_key=updated_at&sort_dir=asc"]  # fmt: skip

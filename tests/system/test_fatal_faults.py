@@ -117,15 +117,14 @@ def image(name: str, metadata_bytes: int = 0) -> dict[str, Any]:
     }
 
 
-async def fill(client: Client) -> list[str]:
-    """Create images until the registry refuses one for lack of room; the UUIDs of those that it took."""
+async def fill(client: Client) -> tuple[list[str], str]:
+    """Create images until the registry refuses one for lack of room; the UUIDs of those that it took, and why."""
     stored: list[str] = []
     while len(stored) < 4000:
         try:
             created = await client.create_image(**image(f"fill-{len(stored)}", 30_000))
         except errors.StorageFull as refusal:
-            assert "delete images" in refusal.message
-            return stored
+            return stored, refusal.message
         stored.append(created["uuid"])
     raise AssertionError("the database took 4000 images of 30 KB with a limit of 4 MiB")
 
@@ -143,7 +142,8 @@ async def test_a_full_database_refuses_growth_and_takes_it_again_after_deletes_w
     cluster = make_cluster(gateways={}, peer_limits=limits)
     await start(cluster)
     async with client_of(cluster, DEADLINE_S) as client:
-        stored = await fill(client)
+        stored, refusal = await fill(client)
+        assert "delete images" in refusal
         pids = {peer: cluster.processes[peer].identity for peer in cluster.peers}
         for uuid_ in stored[: len(stored) // 2]:
             await client.delete_image(uuid_)

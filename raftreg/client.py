@@ -41,6 +41,8 @@ CONNECT_S = 0.4
 """A peer in reach accepts within a round trip; more than this and another one is asked."""
 ATTEMPT_S = 0.8
 """First wait for an answer to something that may be sent again; doubles with each attempt."""
+ATTEMPT_MIN_S = 0.05
+"""With less time than this left, another attempt could only end without an answer."""
 RETRY_MIN_S, RETRY_MAX_S = 0.02, 0.25
 """Pause between attempts, while the peers elect a leader; drawn at random up to a bound that doubles."""
 UNHEALTHY_S = 1.0
@@ -164,6 +166,7 @@ class Client:
         deadline = time.monotonic() + deadline_s
         patience, pause, ever_sent = self._attempt_s, RETRY_MIN_S, False
         asked: set[str] = set()
+        last: errors.RegistryError | None = None
         while True:
             left = deadline - time.monotonic()
             endpoint = self._choose(asked)
@@ -172,11 +175,13 @@ class Client:
             try:
                 return await self._once(attempt, endpoint, min(left, patience) if repeatable else left)
             except _NOT_NOW as error:
-                last: errors.RegistryError = error
+                last = error
                 self._follow_hint(error)
             except errors.Indefinite as error:
                 ever_sent = ever_sent or attempt.sent
-                last = error
+                # An attempt that the deadline cut short tells less than an answer that came before it.
+                if last is None or not attempt.silent or left >= patience:
+                    last = error
                 if attempt.silent:
                     self._avoid(endpoint)
                 if attempt.sent and not repeatable:
@@ -186,7 +191,7 @@ class Client:
                 asked.clear()
                 pause = min(pause * 2, RETRY_MAX_S)
             delay = random.uniform(0, pause)
-            if time.monotonic() + delay >= deadline:
+            if time.monotonic() + delay + ATTEMPT_MIN_S >= deadline:
                 raise self._given_up(last, attempt, ever_sent)
             await asyncio.sleep(delay)
 

@@ -64,6 +64,7 @@ def walk(life: Life, page: int, **arguments: Any) -> list[int]:
         images, marker = queries.list_images(life.view, **arguments, marker=marker, limit=page)
         assert len(images) <= page
         numbers += [image["number"] for image in images]
+        assert len(numbers) <= 24, "pages repeat themselves"
         if marker is None:
             return numbers
 

@@ -387,6 +387,12 @@ def alone(lock_file: Path) -> Iterator[None]:
         yield
 
 
+def forget_caller() -> None:
+    """Drop from our own environment what could change what we do: above all proxies, which loopback needs none of."""
+    for name in set(os.environ) - set(environment.clean(os.environ)):
+        del os.environ[name]
+
+
 def show(state: Mapping[str, Any]) -> str:
     """The URLs of a cluster, for a person."""
     lines = [f"registry   {' '.join(state['registry'])}"]
@@ -432,6 +438,7 @@ def main(arguments: Sequence[str]) -> int:
     starting.add_argument("--proxied", action="store_true", help="run every link through a proxy that can cut it")
     commands.add_parser("down", help="stop it")
     given = parser.parse_args(arguments)
+    forget_caller()
     try:
         with alone(RUN_DIR / "cluster.lock"):
             return up(given.proxied) if given.command == "up" else down()

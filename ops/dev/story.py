@@ -31,11 +31,10 @@ from chaos.links import LinkError
 from chaos.validate import Verdict, judge
 from ops.dev import environment, setup
 from ops.dev.backup_job import BackupError, BackupJob, ImagesApi
-from ops.dev.cluster import RUN_DIR, Cluster, ClusterError, alone, read_state, show, stop_left
+from ops.dev.cluster import RUN_DIR, Cluster, ClusterError, alone, forget_caller, read_state, show, stop_left
+from ops.dev.probe import Probe
 from ops.dev.processes import ProcessError
 from ops.dev.readout import client_of, registry_images
-from raftreg import errors
-from raftreg.client import Client
 
 BACKUPS = 300
 BASE_IMAGE_BYTES = 8 * 1024 * 1024
@@ -46,8 +45,6 @@ STEP_TIMEOUT_S = 45.0
 GLANCE_TIMEOUT_S = 60.0
 # How often the story looks at what changes by itself.
 LOOK_EVERY_S = 0.1
-# The registry is asked for a number this often while its leader dies.
-PROBE_EVERY_S = 0.01
 HOME, AWAY = "ams", "fra"
 
 
@@ -120,22 +117,26 @@ class Story:
         self._say(f"[bold]A backup job[/] in {AWAY}: {self.job.count} instance snapshots with data, several at once.")
         bar = self._progress.add_task(f"backups in {AWAY}", total=self.job.count)
         self.job.on_done = lambda done: self._progress.update(bar, completed=done)
-        async with self._degraded_watched(), _running(self.job.run()):
-            await self._leader_dies()
-            await self._registry_goes_away()
-            await self._zone_is_cut_off()
-        await self._heal_and_drain()
+        async with self._degraded_watched():
+            async with _running(self.job.run()):
+                await self._leader_dies()
+                await self._registry_goes_away()
+                await self._zone_is_cut_off()
+            await self._heal_and_drain()
 
     async def _leader_dies(self) -> None:
         """At a third the leader is killed; at half it is back. The job goes on."""
         await self.job.allow(self.job.count // 2)
-        async with self._failover_measured():
+        async with Probe(client_of(self.cluster), self.history) as probe:
             await self.job.reached(self.job.count // 3, STEP_TIMEOUT_S)
             leader = await asyncio.to_thread(self.cluster.wait_leader, STEP_TIMEOUT_S)
             self._say(f"One third: the registry's [bold red]leader, peer {leader}, is killed[/] (SIGKILL).")
             await asyncio.to_thread(self.cluster.kill, leader)
+            killed = time.monotonic()
             successor = await asyncio.to_thread(self.cluster.wait_leader, STEP_TIMEOUT_S)
-            self._say(f"Peer {successor} leads now.")
+            await probe.answered_since(killed, STEP_TIMEOUT_S)
+            self.numbers.failover_s = probe.longest_gap_s
+            self._say(f"Peer {successor} leads; nobody got a number for {probe.longest_gap_s:.2f} s.")
             await self.job.reached(self.job.count // 2, STEP_TIMEOUT_S)
         await asyncio.to_thread(self.cluster.start_process, leader)
         await asyncio.to_thread(self.cluster.wait_ready, [leader], STEP_TIMEOUT_S)
@@ -223,7 +224,7 @@ class Story:
         if not program.exists():
             raise StoryError(f"There is no {program}. Start the story with `make run`, which installs it.")
         place = self.cluster.zones[zone]
-        options = ["--os-image-api-version", "2", "--os-image-url", place.url, "--os-auth-token", place.token]
+        options = ["--os-image-api-version", "2", "--os-image-url", place.url, f"--os-auth-token={place.token}"]
         done = await asyncio.to_thread(
             subprocess.run,
             [str(program), *options, *arguments],
@@ -286,27 +287,6 @@ class Story:
 
         async with _cancelled_after(watch()):
             yield
-
-    @contextlib.asynccontextmanager
-    async def _failover_measured(self) -> AsyncIterator[None]:
-        """Ask the registry for numbers without pause, and take the longest time between two answers."""
-        async with client_of(self.cluster) as registry, _cancelled_after(self._probe(registry)):
-            yield
-
-    async def _probe(self, registry: Client) -> None:
-        last = time.monotonic()
-        while True:
-            operation = self.history.invoke("probe", "allocate")
-            try:
-                first, end = await registry.allocate_ids(1)
-            except errors.RegistryError as error:
-                (self.history.fail if error.definite else self.history.info)(operation, code=error.code)
-                continue
-            self.history.ok(operation, first=first, last=end)
-            now = time.monotonic()
-            self.numbers.failover_s = max(self.numbers.failover_s, now - last)
-            last = now
-            await asyncio.sleep(PROBE_EVERY_S)
 
 
 @contextlib.asynccontextmanager
@@ -404,6 +384,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments:
         print("usage: [ONCE=1] python -m ops.dev.story", file=sys.stderr)
         return 2
+    forget_caller()
     console = Console()
     once = os.environ.get("ONCE", "0") not in ("", "0") or not (sys.stdin.isatty() and console.is_terminal)
     base = RUN_DIR / "story"

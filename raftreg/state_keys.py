@@ -9,9 +9,10 @@ from raftreg.commands import IDEMPOTENCY_PRUNE_MAX, IDEMPOTENCY_RETENTION_US, ID
 from raftreg.state_context import Command, Context, Ok, Refused, outcome
 from raftreg.tables import KEYS, KEYS_BY_AGE, hash16, pack, prefix_end, u64
 
-# Chosen for one attempt, not part of what is asked: who asks and under which key, and a UUID that the API may have
-# minted anew for the repetition (the first result names the UUID that holds).
-_PER_ATTEMPT = frozenset(("actor", "key", "uuid"))
+# Belongs to one attempt, not to what is asked.
+_PER_ATTEMPT = frozenset(("actor", "key"))
+# The API mints the UUIDs of a batch anew for each attempt; the first result names those that hold.
+_PER_ATTEMPT_OF_A_BATCH = frozenset(("actor", "uuid"))
 
 
 def once(ctx: Context, command: Command, action: Callable[[Context, Command], Ok]) -> dict[str, Any]:
@@ -51,12 +52,22 @@ def _name(command: Command) -> bytes:
     return hash16(pack([actor.get("user"), actor.get("project"), actor.get("gateway"), command["key"]]))
 
 
-def _asked(value: Any) -> Any:
+def _asked(command: Command) -> list[Any]:
     """The arguments in one order, whatever order the client sent them in."""
+    asked = {name: value for name, value in command.items() if name not in _PER_ATTEMPT}
+    if "operations" in asked:
+        asked["operations"] = [
+            {name: value for name, value in operation.items() if name not in _PER_ATTEMPT_OF_A_BATCH}
+            for operation in asked["operations"]
+        ]
+    return _ordered(asked)  # type: ignore[no-any-return]
+
+
+def _ordered(value: Any) -> Any:
     if type(value) is dict:
-        return [(name, _asked(item)) for name, item in sorted(value.items()) if name not in _PER_ATTEMPT]
+        return [(name, _ordered(item)) for name, item in sorted(value.items())]
     if type(value) is list:
-        return [_asked(item) for item in value]
+        return [_ordered(item) for item in value]
     return value
 
 

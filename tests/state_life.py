@@ -76,14 +76,14 @@ def a_state(directory: Path, name: str = "state") -> Iterator[View]:
 def create(alias: str, **more: Any) -> Document:
     """A create of an image named like its alias; `attributes` and arguments of the command by keyword."""
     arguments = {name: more.pop(name) for name in _ARGUMENTS if name in more}
-    return {"op": "create_image", "uuid": uuid_of(alias), "attributes": {"name": alias, **more}, **arguments}
+    return {"op": "create_image", "uuid": uuid_of(alias), "attributes": {"name": alias} | more, **arguments}
 
 
 _ARGUMENTS = ("actor", "key", "properties", "tags", "home_zone", "number", "locations")
 
 
 def update(number: int, **arguments: Any) -> Document:
-    return {"op": "update_image", "image": {"number": number}, **arguments}
+    return {"op": "update_image", "image": {"number": number}} | arguments
 
 
 def delete(number: int, **arguments: Any) -> Document:

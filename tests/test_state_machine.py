@@ -622,11 +622,33 @@ def test_a_key_with_other_arguments_is_refused(life: Life) -> None:
     assert life.refused({"op": "allocate_ids", "count": 1, "key": "k"})["code"] == "idempotency_mismatch"
 
 
-def test_the_order_of_arguments_and_a_uuid_minted_anew_make_no_difference_to_a_key(life: Life) -> None:
+def test_the_order_of_arguments_makes_no_difference_to_a_key(life: Life) -> None:
     first = create("a", key="k", properties={"x": "1", "y": "2"})
-    again = {**first, "uuid": uuid_of("minted again"), "properties": {"y": "2", "x": "1"}}
-    number = life.ok(first)["number"]
-    assert life.ok(dict(reversed(again.items())))["number"] == number
+    again = {**first, "properties": {"y": "2", "x": "1"}}
+    assert life.ok(dict(reversed(again.items())))["number"] == life.ok(first)["number"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (create("a"), create("a") | {"uuid": uuid_of("b")}),
+        (update(1, image={"uuid": uuid_of("a")}), update(1, image={"uuid": uuid_of("b")})),
+        (update(1, set={"properties.key": "1"}), update(1, set={"properties.key": "2"})),
+        (update(1, add_locations=[location("k1")]), update(1, add_locations=[location("k2")])),
+        (create("a", properties={"uuid": "1"}), create("a", properties={"uuid": "2"})),
+    ],
+)
+def test_no_argument_is_left_out_of_what_a_key_stands_for(life: Life, first: Document, second: Document) -> None:
+    life.do({**first, "key": "k"})
+    assert life.refused({**second, "key": "k"})["code"] == "idempotency_mismatch"
+
+
+def test_uuids_that_the_api_mints_anew_for_a_repeated_batch_make_no_difference_to_its_key(life: Life) -> None:
+    first = {"op": "atomic", "operations": [create("a", name="x")], "key": "k"}
+    again = {"op": "atomic", "operations": [create("b", name="x")], "key": "k"}
+    other = {"op": "atomic", "operations": [create("a", name="y")], "key": "k"}
+    assert life.ok(first)["results"] == life.ok(again)["results"]
+    assert life.refused(other)["code"] == "idempotency_mismatch"
 
 
 def test_a_key_is_scoped_by_user_project_and_gateway(life: Life) -> None:

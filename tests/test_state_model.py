@@ -59,7 +59,7 @@ class Model:
         key = command.get("key")
         if key is None:
             return self._act(command)
-        asked = {name: value for name, value in command.items() if name not in ("uuid", "key")}
+        asked = {name: value for name, value in command.items() if name not in ("actor", "key")}
         if key not in self.keys:
             self.keys[key] = (asked, self._act(command))
         return self.keys[key][1] if self.keys[key][0] == asked else {"code": "idempotency_mismatch"}

@@ -107,7 +107,7 @@ class Player:
         return text
 
     def _change(self, change: Document) -> str:
-        fields = {
+        fields: Document = {
             name: change[name] for name in ("number", "version", "changed", "deleted", "fenced") if name in change
         }
         return f"{change['revision']} {change['op']} {self._fields(fields)}".rstrip()

@@ -24,8 +24,8 @@ class Limits:
     store_reserve_bytes: int = 64 * MIB
     # Free space of the disk below which nothing that grows is accepted: a full disk stops the process.
     disk_reserve_bytes: int = 256 * MIB
-    # Days of a busy zone; above it the zone refuses creates rather than pile up what nobody could review.
-    queue_depth_max: int = 1_000_000
+    # More than a day of one write a second; a lost session parks as many in one transaction, which must fit memory.
+    queue_depth_max: int = 100_000
     # Drained writes are kept so that they can be offered again to a restored registry.
     queue_retain_h: float = 7 * 24
     queue_retain_max_writes: int = 1_000_000
@@ -65,6 +65,8 @@ class Limits:
 
     # Bodies and answers.
     json_body_max_bytes: int = MIB
+    # Time in which such a body must have come.
+    json_body_max_s: float = 30
     image_max_bytes: int = 10 << 40
     page_images_default: int = 25
     page_images_max: int = 1000
@@ -88,8 +90,9 @@ class Limits:
     data_cache_max_bytes: int = 50 * GIB
     uploads_max: int = 64
     downloads_max: int = 512
-    # Seconds without a byte from an uploading client, or from the zone that data is fetched from.
+    # Seconds without progress of an uploading or a downloading client, or of the zone that data is fetched from.
     upload_idle_max_s: float = 60
+    download_idle_max_s: float = 60
     fetch_idle_max_s: float = 10
     fetch_attempts_max: int = 5
     interzone_streams_max: int = 128

@@ -119,6 +119,9 @@ class Drainer:
                 await self._idle()
             except SessionLost as lost:
                 self._lose_session(str(lost))
+                # Two gateways with one certificate would fence each other for ever: at least not fast.
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, self._limits.retry_delay_max_s)
             except (RegistryAway, RegistryRefused) as error:
                 self.last_error = str(error)
                 self._opened = False
@@ -195,9 +198,12 @@ class Drainer:
                     gateway=self._config.gateway, session=session.uuid, size=wanted, token=session.token or 0
                 )
             )
-            with self._store.transaction() as txn:
-                self._ids.add(txn, grant["first"], grant["last"], grant["token"])
-                store_identity.record(txn, self._store.directory)
+            try:
+                with self._store.transaction() as txn:
+                    self._ids.add(txn, grant["first"], grant["last"], grant["token"])
+                    store_identity.record(txn, self._store.directory)
+            except ValueError as error:
+                raise RegistryAway(str(error)) from error
             wanted = self._ids.wanted(self._store.read())
 
     def _lose_session(self, reason: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from zonegw.catalogue import Catalogue, Position
 from zonegw.config import Limits
-from zonegw.errors import FeedGone, RegistryAway, RegistryRefused
+from zonegw.errors import FeedGone, RegistryAway, RegistryRefused, StorageFull
 from zonegw.store import Store
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class FeedConsumer:
                 log.warning("feed: resync, for %s", error)
                 self._resync = True
                 self.resyncs += 1
-            except (RegistryAway, RegistryRefused, TimeoutError) as error:
+            except (RegistryAway, RegistryRefused, StorageFull, TimeoutError) as error:
                 self.last_error = str(error) or "the feed fell silent"
             self.current = False
             await asyncio.sleep(delay)
@@ -90,7 +90,7 @@ class FeedConsumer:
         if position is not None and message["position"][0] != position[0]:
             raise FeedGone(f"epoch {message['position'][0]} instead of {position[0]}")
         if position is None or message["position"] > position:
-            with self._store.transaction() as txn:
+            with self._store.transaction(reserved=True) as txn:
                 deleted = self._apply(txn, message)
                 self._catalogue.advance(txn, message["position"])
             if deleted is not None:
@@ -120,7 +120,7 @@ class FeedConsumer:
         async for chunk in self._source.bootstrap():
             start = start or chunk["start"]
             self._check_start(start)
-            with self._store.transaction() as txn:
+            with self._store.transaction(reserved=True) as txn:
                 for image in chunk["images"]:
                     self._catalogue.put_bootstrapped(txn, image)
             await self._store.durable()

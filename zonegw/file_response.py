@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from zonegw.config import Limits
 from zonegw.errors import BadRequest, RangeUnsatisfiable
 
 # Yields the bytes from start up to end in pieces of at most the third argument.
@@ -46,7 +47,7 @@ def begin(request: web.Request, size: int, headers: dict[str, str]) -> tuple[web
     return response, start, end
 
 
-async def send_file(request: web.Request, path: Path, headers: dict[str, str], chunk_bytes: int) -> web.StreamResponse:
+async def send_file(request: web.Request, path: Path, headers: dict[str, str], limits: Limits) -> web.StreamResponse:
     """Answer with the file's bytes."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -57,9 +58,9 @@ async def send_file(request: web.Request, path: Path, headers: dict[str, str], c
         with _cut_off(request):
             if plain and transport is not None and writer is not None:
                 writer.send_headers()
-                await _sendfile(transport, handle, start, end)
+                await _sendfile(transport, handle, start, end, limits.download_idle_max_s)
             else:
-                await _copy(response, handle, start, end, chunk_bytes)
+                await _copy(response, handle, start, end, limits)
             await response.write_eof()
         return response
     finally:
@@ -67,14 +68,15 @@ async def send_file(request: web.Request, path: Path, headers: dict[str, str], c
 
 
 async def send_stream(
-    request: web.Request, size: int, headers: dict[str, str], read: Reader, chunk_bytes: int
+    request: web.Request, size: int, headers: dict[str, str], read: Reader, limits: Limits
 ) -> web.StreamResponse:
     """Answer with bytes that come in while they are sent."""
     response, start, end = begin(request, size, headers)
     await response.prepare(request)
     with _cut_off(request):
-        async for piece in read(start, end, chunk_bytes):
-            await response.write(piece)
+        async for piece in read(start, end, limits.data_chunk_bytes):
+            async with asyncio.timeout(limits.download_idle_max_s):
+                await response.write(piece)
         await response.write_eof()
     return response
 
@@ -90,18 +92,19 @@ def _cut_off(request: web.Request) -> Iterator[None]:
         raise ConnectionResetError(f"the body could not be completed: {error}") from error
 
 
-async def _copy(response: web.StreamResponse, handle: int, start: int, end: int, chunk_bytes: int) -> None:
+async def _copy(response: web.StreamResponse, handle: int, start: int, end: int, limits: Limits) -> None:
     while start < end:
-        piece = await asyncio.to_thread(os.pread, handle, min(chunk_bytes, end - start), start)
+        piece = await asyncio.to_thread(os.pread, handle, min(limits.data_chunk_bytes, end - start), start)
         if not piece:
             raise OSError("the file is shorter than it was")
-        await response.write(piece)
+        async with asyncio.timeout(limits.download_idle_max_s):
+            await response.write(piece)
         start += len(piece)
 
 
-async def _sendfile(transport: asyncio.Transport, handle: int, start: int, end: int) -> None:
+async def _sendfile(transport: asyncio.Transport, handle: int, start: int, end: int, idle_max_s: float) -> None:
     """Let the kernel copy; a slow client holds no thread, for the loop waits until its socket takes more."""
-    await _flushed(transport)
+    await _flushed(transport, idle_max_s)
     socket = os.dup(transport.get_extra_info("socket").fileno())
     try:
         while start < end:
@@ -110,7 +113,7 @@ async def _sendfile(transport: asyncio.Transport, handle: int, start: int, end: 
             try:
                 sent = await asyncio.to_thread(os.sendfile, socket, handle, start, min(SENDFILE_BYTES, end - start))
             except BlockingIOError:
-                await _writable(socket)
+                await _writable(socket, idle_max_s)
                 continue
             if sent == 0:
                 raise OSError("the file is shorter than it was")
@@ -119,21 +122,23 @@ async def _sendfile(transport: asyncio.Transport, handle: int, start: int, end: 
         os.close(socket)
 
 
-async def _flushed(transport: asyncio.Transport) -> None:
+async def _flushed(transport: asyncio.Transport, idle_max_s: float) -> None:
     """Wait until nothing that was written before is still in the transport's buffer."""
     while transport.get_write_buffer_size() > 0 and not transport.is_closing():
         socket = os.dup(transport.get_extra_info("socket").fileno())
         try:
-            await _writable(socket)
+            await _writable(socket, idle_max_s)
         finally:
             os.close(socket)
 
 
-async def _writable(socket: int) -> None:
+async def _writable(socket: int, idle_max_s: float) -> None:
+    """Wait until the client takes more. Raises TimeoutError for one that takes nothing."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_writer(socket, lambda: None if ready.done() else ready.set_result(None))
     try:
-        await ready
+        async with asyncio.timeout(idle_max_s):
+            await ready
     finally:
         loop.remove_writer(socket)

@@ -214,7 +214,7 @@ class Images:
 
     async def delete(self, request: Request, uuid: str) -> None:
         """Acknowledge a delete; bytes go when the registry has the tombstone, or at once if it never had the image."""
-        with self.store.transaction() as txn:
+        with self.store.transaction(reserved=True) as txn:
             image = self.writable(txn, request.who, uuid)
             if image["protected"]:
                 raise Forbidden(f"Image {uuid} is protected and cannot be deleted.")

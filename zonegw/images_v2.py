@@ -122,7 +122,8 @@ class ImagesV2:
             raise UnsupportedMediaType(f"send the image as application/json, not {request.content_type}")
         if (request.content_length or 0) > self.limits.json_body_max_bytes:
             raise BodyTooLarge(f"the body is larger than {self.limits.json_body_max_bytes} bytes")
-        body = await request.read()
+        async with asyncio.timeout(self.limits.json_body_max_s):
+            body = await request.read()
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError as error:
@@ -149,12 +150,10 @@ class ImagesV2:
         self.downloads += 1
         try:
             if source.file is not None:
-                return await send_file(request, source.file, headers, self.limits.data_chunk_bytes)
+                return await send_file(request, source.file, headers, self.limits)
             if source.fetch is None:
                 raise AssertionError("a source has a file or a fetch")
-            return await send_stream(
-                request, source.fetch.size, headers, source.fetch.read, self.limits.data_chunk_bytes
-            )
+            return await send_stream(request, source.fetch.size, headers, source.fetch.read, self.limits)
         finally:
             self.downloads -= 1
 

@@ -35,7 +35,7 @@ def build_app(data: FilesystemStore, limits: Limits) -> web.Application:
         streams += 1
         try:
             headers = {"Content-Type": "application/octet-stream"}
-            return await send_file(request, data.path(key), headers, limits.data_chunk_bytes)
+            return await send_file(request, data.path(key), headers, limits)
         except RangeUnsatisfiable as error:
             raise web.HTTPRequestRangeNotSatisfiable(text=error.message) from error
         except GatewayError as error:

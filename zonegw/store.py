@@ -138,10 +138,13 @@ class Store:
         return Txn(self._txn, self._dbs)
 
     @contextmanager
-    def transaction(self, *, grows: bool = False) -> Iterator[Txn]:
-        """One use case: all of it is kept, or nothing when it raises; `grows` asks the quota first."""
-        if grows:
-            self.check_room()
+    def transaction(self, *, grows: bool = False, reserved: bool = False) -> Iterator[Txn]:
+        """One use case: all of it is kept, or nothing when it raises.
+
+        `grows` asks the quota first; `reserved` is for what makes room in the end, and may use the reserve too.
+        """
+        if grows or reserved:
+            self.check_room(self.limits.store_reserve_bytes if reserved else 0)
         child = self.env.begin(parent=self._txn, write=True)
         try:
             yield Txn(child, self._dbs)
@@ -200,11 +203,11 @@ class Store:
         stats = (self._txn.stat(db) for db in self._dbs.values())
         return self._page * sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
 
-    def check_room(self) -> None:
-        """Raise StorageFull when a write that grows the store would pass the quota or fill the disk."""
-        if self.used_bytes() > self.limits.store_soft_limit_bytes:
+    def check_room(self, reserve_bytes: int = 0) -> None:
+        """Raise StorageFull when a write would pass the quota (and the reserve) or fill the disk."""
+        if self.used_bytes() > self.limits.store_soft_limit_bytes + reserve_bytes:
             raise StorageFull("the gateway's metadata quota is used up (limits.store_soft_limit_bytes); delete images")
-        if free_bytes(self.directory) < self.limits.disk_reserve_bytes:
+        if free_bytes(self.directory) < self.limits.disk_reserve_bytes // (4 if reserve_bytes else 1):
             raise StorageFull("the gateway's disk is nearly full; delete images, or free space")
 
     def close(self) -> None:

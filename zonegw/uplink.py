@@ -79,6 +79,7 @@ class Uplink:
         self.last_error = error
         if was != self.up:
             self.down_since = time.time()
+            self._registered = False
             log.warning("uplink is %s%s", "up" if self.up else "down: ", error or "")
             for listener in self.on_change:
                 listener(self.up)

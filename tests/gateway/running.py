@@ -139,11 +139,11 @@ def settings(
         endpoints=registry.urls if registry else [NOWHERE], limits=limits or None, **interzone,
     )  # fmt: skip
     (directory / "zonegw.toml").write_text(text)
-    _tokens(directory)
+    plain_tokens(directory)
     return config.load(directory / "zonegw.toml")
 
 
-def _tokens(directory: Path) -> dict[str, str]:
+def plain_tokens(directory: Path) -> dict[str, str]:
     """Tokens of USERS; made once, and kept beside the digests for the test."""
     path = directory / "plain-tokens"
     if not path.exists():
@@ -160,7 +160,7 @@ async def running(directory: Path, **options: Any) -> AsyncIterator[Zone]:
     """A gateway on `directory`; `options` are those of `settings`."""
     chosen = settings(directory, **options)
     async with Gateway(chosen) as gateway, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(WAIT_S)) as http:
-        yield Zone(gateway, http, _tokens(directory))
+        yield Zone(gateway, http, plain_tokens(directory))
 
 
 def seed_block(directory: Path, first: int, last: int, **options: Any) -> None:

@@ -1,0 +1,239 @@
+"""Catalogue and overlay: what readers see while own writes and the registry's changes meet in any order."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zonegw import listing, overlay
+from zonegw.catalogue import Catalogue
+from zonegw.config import Limits
+from zonegw.store import Store
+
+UUID = "00000000-0000-4000-8000-00000000000a"
+
+
+def image(version: int = 1, **attributes: Any) -> dict[str, Any]:
+    return {
+        "number": 7, "uuid": UUID, "version": version, "revision": version, "home_zone": "fra", "owner": "p",
+        "name": "n", "status": "queued", "visibility": "private", "disk_format": None, "container_format": None,
+        "min_disk": 0, "min_ram": 0, "size": None, "virtual_size": None, "checksum": None, "os_hash_algo": None,
+        "os_hash_value": None, "protected": False, "os_hidden": False, "created_at": 1, "updated_at": 1, "tags": [],
+        "properties": {}, "locations": [], "attribute_versions": {},
+    } | attributes  # fmt: skip
+
+
+def update(position: int, **values: Any) -> dict[str, Any]:
+    return {
+        "position": position, "kind": "update", "set": values, "unset": [], "add_locations": [], "remove_locations": [],
+    }  # fmt: skip
+
+
+class Side:
+    """A catalogue in a store, driven by hand."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.catalogue = Catalogue(now_us=lambda: 5)
+
+    def lay(self, patch: dict[str, Any]) -> None:
+        with self.store.transaction() as txn:
+            self.catalogue.lay(txn, UUID, patch)
+        self.check()
+
+    def ack(self, position: int, revision: int, shown: dict[str, Any] | None) -> None:
+        with self.store.transaction() as txn:
+            self.catalogue.acknowledge(txn, UUID, position, {"revision": revision, "image": shown})
+        self.check()
+
+    def park(self, position: int) -> None:
+        with self.store.transaction() as txn:
+            self.catalogue.park(txn, UUID, position)
+        self.check()
+
+    def change(self, revision: int, shown: dict[str, Any] | None) -> None:
+        change = {"uuid": UUID, "revision": revision, **({"deleted": True} if shown is None else {"image": shown})}
+        with self.store.transaction() as txn:
+            self.catalogue.apply_change(txn, change)
+            self.catalogue.advance(txn, (1, revision))
+        self.check()
+
+    def seen(self) -> dict[str, Any] | None:
+        return self.catalogue.get(self.store.read(), UUID)
+
+    def check(self) -> None:
+        """The indexes and the number table hold exactly what readers see."""
+        read = self.store.read()
+        assert {key for key, _ in read.scan("listing")} == listing.keys(self.seen())
+        seen = self.seen()
+        expected = set() if seen is None or seen["number"] is None else {seen["number"]}
+        assert {int.from_bytes(key, "big") for key, _ in read.scan("numbers")} == expected
+
+    def overlaid(self) -> bool:
+        return list(self.catalogue.overlaid(self.store.read())) == [UUID]
+
+
+@pytest.fixture
+def side(tmp_path: Path) -> Iterator[Side]:
+    store = Store(tmp_path / "store", Limits())
+    yield Side(store)
+    store.close()
+
+
+def test_a_pending_create_is_seen_until_the_feed_has_brought_it(side: Side) -> None:
+    side.lay({"position": 1, "kind": "create", "image": image(0, number=None)})
+    assert side.seen() == image(0, number=None) | {"parked": False}
+    side.ack(1, 10, image(1, number=70))
+    assert (side.seen() or {})["number"] == 70
+    assert side.overlaid()
+    side.change(10, image(1, number=70))
+    assert side.seen() == image(1, number=70)
+    assert not side.overlaid()
+
+
+def test_the_feed_may_be_faster_than_the_ack(side: Side) -> None:
+    side.lay({"position": 1, "kind": "create", "image": image(0)})
+    side.change(10, image(1))
+    side.change(12, image(2, name="other side"))
+    side.ack(1, 10, image(1))
+    assert (side.seen() or {})["name"] == "other side"
+    assert not side.overlaid()
+
+
+def test_own_writes_stay_laid_over_what_others_change(side: Side) -> None:
+    side.change(1, image(1))
+    side.lay(update(1, name="mine"))
+    side.change(5, image(2, name="theirs", min_ram=3))
+    assert ((side.seen() or {})["name"], (side.seen() or {})["min_ram"]) == ("mine", 3)
+
+
+def test_an_acked_write_is_not_applied_over_a_later_one_of_another_side(side: Side) -> None:
+    side.change(1, image(1))
+    side.lay(update(1, name="mine"))
+    side.ack(1, 5, image(2, name="mine"))
+    side.change(6, image(3, name="theirs"))
+    assert (side.seen() or {})["name"] == "theirs"
+    assert not side.overlaid()
+
+
+def test_what_was_acked_is_not_unseen_while_the_feed_lags(side: Side) -> None:
+    side.change(1, image(1))
+    side.lay(update(1, name="one"))
+    side.lay(update(2, name="two"))
+    side.ack(1, 8, image(2, name="one"))
+    side.change(3, image(1))
+    assert (side.seen() or {})["name"] == "two"
+    side.ack(2, 9, image(3, name="two"))
+    side.change(8, image(2, name="one"))
+    assert (side.seen() or {})["name"] == "two"
+    assert side.overlaid()
+    side.change(9, image(3, name="two"))
+    assert not side.overlaid()
+
+
+def test_an_ack_without_its_image_holds_until_the_feed_has_it(side: Side) -> None:
+    side.change(1, image(1))
+    side.lay(update(1, name="mine"))
+    side.ack(1, 5, None)
+    side.change(4, image(2, min_ram=1))
+    assert (side.seen() or {})["name"] == "mine"
+    side.change(5, image(3, name="mine", min_ram=1))
+    assert not side.overlaid()
+
+
+def test_a_deleted_image_stays_deleted_while_the_feed_lags(side: Side) -> None:
+    side.change(1, image(1))
+    side.lay({"position": 1, "kind": "delete"})
+    assert side.seen() is None
+    side.ack(1, 5, None)
+    side.change(3, image(2, name="late news"))
+    assert side.seen() is None
+    side.change(5, None)
+    assert side.seen() is None
+    assert not side.overlaid()
+
+
+def test_a_delete_by_another_side_wins_over_pending_updates(side: Side) -> None:
+    side.change(1, image(1))
+    side.lay(update(1, name="mine"))
+    side.change(5, None)
+    assert side.seen() is None
+    side.park(1)
+    assert side.seen() is None
+    assert not side.overlaid()
+
+
+def test_a_parked_update_uncovers_the_registrys_image(side: Side) -> None:
+    side.change(1, image(1, name="theirs"))
+    side.lay(update(1, name="mine"))
+    side.park(1)
+    assert (side.seen() or {})["name"] == "theirs"
+    assert not side.overlaid()
+
+
+def test_a_parked_create_stays_readable_with_its_updates_until_the_uuid_is_anothers(side: Side) -> None:
+    side.lay({"position": 1, "kind": "create", "image": image(0)})
+    side.lay(update(2, name="later"))
+    side.park(1)
+    side.park(2)
+    seen = side.seen() or {}
+    assert (seen["parked"], seen["name"]) == (True, "later")
+    side.change(9, image(1, number=99, name="theirs"))
+    assert (side.seen() or {})["name"] == "theirs"
+
+
+def test_the_feed_position_never_goes_back(side: Side) -> None:
+    side.change(5, image(1))
+    with pytest.raises(AssertionError, match="go back"), side.store.transaction() as txn:
+        side.catalogue.advance(txn, (1, 4))
+    assert side.catalogue.position(side.store.read()) == (1, 5)
+
+
+def test_a_bootstrap_merges_by_version_and_forgets_what_is_gone(side: Side) -> None:
+    other = "00000000-0000-4000-8000-00000000000b"
+    side.change(5, image(3, name="new"))
+    with side.store.transaction() as txn:
+        side.catalogue.begin_bootstrap(txn)
+        side.catalogue.put_bootstrapped(txn, image(2, name="old"))
+        side.catalogue.put_bootstrapped(txn, image(1, uuid=other, number=8))
+    assert (side.seen() or {})["name"] == "new"
+    with side.store.transaction() as txn:
+        assert side.catalogue.unseen(txn, b"", 100) == ([], None)
+        side.catalogue.begin_bootstrap(txn)
+        side.catalogue.put_bootstrapped(txn, image(3, name="new"))
+        doomed, after = side.catalogue.unseen(txn, b"", 100)
+        assert (len(doomed), after) == (1, None)
+        for key in doomed:
+            assert (side.catalogue.forget(txn, key) or {})["uuid"] == other
+    side.check()
+
+
+@pytest.mark.parametrize(
+    ("changed", "own", "base", "attributes", "expected"),
+    [
+        ({}, [], 3, ["name"], 9),
+        ({"name": 3}, [], 3, ["name"], 9),
+        ({"name": 5}, [], 3, ["name"], 3),
+        ({"name": 5}, [5], 3, ["name"], 9),
+        ({"name": 5, "tags": 6}, [5], 3, ["name", "tags"], 3),
+        ({"name": 5, "tags": 6}, [5], 3, ["name"], 9),
+        ({"name": 5, "tags": 6}, [5, 6], 0, ["name", "tags"], 9),
+    ],
+)
+def test_the_base_version_moves_on_over_own_changes_alone(
+    changed: dict[str, int], own: list[int], base: int, attributes: list[str], expected: int
+) -> None:
+    registered = image(9, attribute_versions=changed)
+    assert overlay.base_version(registered, own, base, attributes) == expected
+
+
+def test_places_sort_as_values_do_whatever_their_length() -> None:
+    names = [None, "", "a", "a\x01", "aa", "b", "ä"]
+    places = [listing.place(image(name=name), "name") for name in names]
+    assert places == sorted(places)
+    sizes = [None, 0, 1, 255, 256, 2**40]
+    assert [listing.place(image(size=s), "size") for s in sizes] == sorted(
+        listing.place(image(size=s), "size") for s in sizes
+    )
+    assert all(len(key) < 511 for key in listing.keys(image(name="ä" * 255, owner="x" * 255)))

@@ -1,0 +1,158 @@
+"""The store: all or nothing, one fsync for many, and a process that stops rather than guess."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zonegw.config import Limits
+from zonegw.errors import ConfigError, StorageFull
+from zonegw.store import EXIT_STORAGE, FORMAT, Store, u64
+
+KIB = 1024
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "store", Limits())
+    yield store
+    store.close()
+
+
+def test_a_use_case_that_raises_leaves_nothing(store: Store) -> None:
+    def fail() -> None:
+        with store.transaction() as txn:
+            txn.put("queue", b"k", b"v")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert store.read().get("queue", b"k") is None
+
+
+async def test_writes_of_one_turn_share_one_commit_and_are_durable_after_it(store: Store) -> None:
+    commits: list[float] = []
+    store.on_commit = commits.append
+
+    async def write(n: int) -> None:
+        with store.transaction() as txn:
+            txn.put("queue", u64(n), b"v")
+        await store.durable()
+
+    await asyncio.gather(*(write(n) for n in range(50)))
+    assert len(commits) == 1
+    with store.env.begin() as committed:
+        assert committed.stat(store.env.open_db(b"queue", txn=committed, create=False))["entries"] == 50
+
+
+async def test_a_reader_waits_for_what_it_saw_to_be_durable(store: Store) -> None:
+    with store.transaction() as txn:
+        txn.put("queue", b"k", b"v")
+    assert store.read().get("queue", b"k") == b"v"
+    waiting = store.durable()
+    assert not waiting.done()
+    await waiting
+    assert store.durable().done()
+
+
+def test_growth_is_refused_above_the_quota_and_shrinking_makes_room(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", Limits(store_soft_limit_bytes=256 * KIB))
+    n = 0
+
+    def fill() -> None:
+        nonlocal n
+        while True:
+            with store.transaction(grows=True) as txn:
+                txn.put("queue", u64(n), b"x" * 2000)
+            n += 1
+
+    with pytest.raises(StorageFull, match="quota"):
+        fill()
+    with store.transaction() as txn:
+        for gone in range(n // 2):
+            txn.delete("queue", u64(gone))
+    with store.transaction(grows=True) as txn:
+        txn.put("queue", u64(n), b"fits again")
+    store.close()
+
+
+def test_a_full_map_refuses_one_use_case_and_harms_no_other(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", Limits(store_map_size_bytes=512 * KIB))
+    with store.transaction() as txn:
+        txn.put("queue", b"kept", b"v")
+
+    def fill() -> None:
+        with store.transaction() as txn:
+            for n in range(1000):
+                txn.put("queue", u64(n), b"x" * 2000)
+
+    with pytest.raises(StorageFull):
+        fill()
+    with store.transaction() as txn:
+        txn.put("queue", b"after", b"v")
+    read = store.read()
+    assert (read.get("queue", b"kept"), read.get("queue", b"after"), read.get("queue", u64(0))) == (b"v", b"v", None)
+    store.close()
+
+
+def test_a_disk_that_is_nearly_full_is_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", Limits(disk_reserve_bytes=1 << 60))
+    with pytest.raises(StorageFull, match="disk"), store.transaction(grows=True):
+        raise AssertionError("not reached")
+    store.close()
+
+
+def test_a_store_of_a_newer_release_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", Limits())
+    with store.transaction() as txn:
+        txn.put_row("meta", b"format", FORMAT + 1)
+    store.close()
+    with pytest.raises(ConfigError, match="newer release"):
+        Store(tmp_path / "store", Limits())
+
+
+def test_scans_go_both_ways_within_their_bounds(store: Store) -> None:
+    with store.transaction() as txn:
+        for n in range(10):
+            txn.put("queue", u64(n), b"")
+    read = store.read()
+
+    def numbers(*bounds: bytes | None, reverse: bool = False) -> list[int]:
+        return [int.from_bytes(key, "big") for key, _ in read.scan("queue", *bounds, reverse=reverse)]  # type: ignore[arg-type]
+
+    assert numbers() == list(range(10))
+    assert numbers(u64(3), u64(6)) == [3, 4, 5]
+    assert numbers(u64(3), u64(6), reverse=True) == [5, 4, 3]
+    assert numbers(b"", None, reverse=True) == list(range(9, -1, -1))
+    assert numbers(b"", u64(99), reverse=True) == list(range(9, -1, -1))
+    assert numbers(u64(99), None, reverse=True) == []
+
+
+FAILING_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from zonegw.config import Limits
+from zonegw.store import Store
+store = Store(Path(sys.argv[1]), Limits())
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+with store.transaction() as txn:
+    for n in range(200):
+        txn.put("queue", n.to_bytes(8, "big"), b"x" * 2000)
+print("survived")
+"""
+
+
+def test_a_failed_write_stops_the_process_at_once(tmp_path: Path) -> None:
+    """The file-size limit makes the kernel refuse the writes of the commit, as a full or broken disk would."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING_DISK, str(tmp_path / "store")], capture_output=True, timeout=30, check=False
+    )
+    assert done.returncode == EXIT_STORAGE, done.stderr
+    assert b"survived" not in done.stdout
+    store = Store(tmp_path / "store", Limits())
+    assert store.read().count("queue") == 0
+    store.close()

@@ -86,6 +86,10 @@ class Catalogue:
         overlay.acknowledge(row, position, result["revision"], result.get("image"))
         self._save(txn, key, row, before)
 
+    def delete_was_done(self, txn: Txn, uuid: str, position: int) -> None:
+        """Another side deleted the image before the delete at `position`: it stays gone until the feed says so too."""
+        self.acknowledge(txn, uuid, position, {"revision": overlay.WHEN_THE_FEED_SAYS})
+
     def park(self, txn: Txn, uuid: str, position: int) -> None:
         key = key_of(uuid)
         before = self.get(txn, uuid)
@@ -105,7 +109,7 @@ class Catalogue:
         row = txn.row("overlay", key) or overlay.empty()
         if change.get("deleted"):
             txn.delete("catalogue", key)
-            overlay.tombstone(row)
+            overlay.tombstone(row, change["revision"])
         else:
             self._put_newer(txn, key, known, change["image"])
         overlay.reached(row, change["revision"])
@@ -174,7 +178,10 @@ class Catalogue:
         """After a bootstrap: drop the overlay rows that the catalogue contains at `revision`."""
         for key, data in list(txn.scan("overlay")):
             row = unpack(data)
-            before = overlay.effective(self._registered(txn, key), row)
+            registered = self._registered(txn, key)
+            before = overlay.effective(registered, row)
+            if row["deleted"] and registered is None:
+                row["acked"] = revision
             overlay.reached(row, revision)
             self._save(txn, key, row, before, reached=revision)
 

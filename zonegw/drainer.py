@@ -342,6 +342,10 @@ class Drainer:
 
     def _refused(self, txn: Txn, session: Session, write: PendingWrite, error: dict[str, Any]) -> None:
         reason = {name: value for name, value in error.items() if name != "image"}
+        if write.command["op"] == "delete_image" and error["code"] == "image_deleted":
+            self._queue.refuse(txn, session, write)
+            self._catalogue.delete_was_done(txn, write.uuid, write.position)
+            return
         if write.position in self._verdicts:
             self._queue.refuse(txn, session, write)
             gone = [write]

@@ -16,6 +16,8 @@ from typing import Any
 
 # Own writes of one image between two moments at which the catalogue has caught up; older ones then count as others'.
 OWN_VERSIONS_MAX = 256
+# "acked" of a delete that another side made first, at a revision that is not known: until the feed says it.
+WHEN_THE_FEED_SAYS = 2**63 - 1
 
 Image = dict[str, Any]
 Row = dict[str, Any]
@@ -108,9 +110,9 @@ def reached(row: Row, revision: int) -> bool:
     return not row["patches"] and row["acked"] <= revision
 
 
-def tombstone(row: Row) -> None:
-    """The registry deleted the image: delete wins over every update."""
-    row["deleted"], row["base"] = True, None
+def tombstone(row: Row, revision: int) -> None:
+    """The registry deleted the image, for ever: delete wins over every update."""
+    row["deleted"], row["base"], row["acked"] = True, None, revision
 
 
 def base_version(registered: Image, own_versions: list[int], base: int, attributes: list[str]) -> int:

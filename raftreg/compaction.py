@@ -58,9 +58,9 @@ class ChangeCompactor:
             wanted = revision - self._limits.changes_keep_full_rows
         else:
             wanted = min(revision - self._limits.changes_keep_rows, settled)
-        wanted = min(wanted, floor + self._limits.compact_rows_max)
-        if wanted > floor:
-            command = {"op": "compact_changes", "actor": {}, "floor": wanted}
+        while wanted > floor and self._peer.raft.is_leader:
+            floor = min(wanted, floor + self._limits.compact_rows_max)
+            command = {"op": "compact_changes", "actor": {}, "floor": floor}
             await self._peer.proposer.propose([command], deadline_s=_PROPOSE_DEADLINE_S)
 
     def _settled(self, revision: int) -> int:

@@ -121,8 +121,8 @@ class Limits:
     changes_keep_rows: int = 200_000
     # While the database is full, only so many are kept.
     changes_keep_full_rows: int = 1_000
-    # Changes deleted by one command: a few milliseconds of apply.
-    compact_rows_max: int = 2_000
+    # Changes deleted by one command: a few milliseconds of apply (the state allows no more than this at once).
+    compact_rows_max: int = 1_000
     # A bootstrap that takes no longer than this still finds every change since its start.
     bootstrap_max_s: float = 600.0
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 import msgpack
@@ -36,6 +37,17 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "response_vote": {"term": int},
     "timeout_now": {"term": int},
 }
+# Messages between voters that pysyncobj knows nothing of; `raftreg.raft` handles them.
+_OWN_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "pre_vote": {"term": int, "last_log_index": int, "last_log_term": int},
+    "pre_vote_granted": {"term": int},
+    "term": {"term": int},
+    "read_index": {"id": int},
+    "read_index_reply": {"id": int, "index": (int, NoneType)},
+    "positions": {"positions": dict},
+    "caught_up": {"term": int, "index": int},
+    "storage": {"refusal": (str, NoneType)},
+}
 _VOTING = frozenset({"request_vote", "response_vote"})
 
 
@@ -45,12 +57,16 @@ def encode_frame(message: Message) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
+def has_fields(message: Message) -> bool:
+    """Whether a message has the fields of its type, with their types. False for a type that is not known."""
+    kind = message.get("type")
+    fields = _FIELDS.get(kind) or _OWN_FIELDS.get(kind) if isinstance(kind, str) else None
+    return fields is not None and all(isinstance(message.get(name), kinds) for name, kinds in fields.items())
+
+
 def is_well_formed(message: Message) -> bool:
     """Whether a decoded frame is one of the five Raft messages, with the fields and types that the core relies on."""
-    fields = _FIELDS.get(message.get("type", ""))
-    if fields is None or "transmission" in message:
-        return False
-    if not all(isinstance(message.get(name), kinds) for name, kinds in fields.items()):
+    if message.get("type") not in _FIELDS or "transmission" in message or not has_fields(message):
         return False
     if message["type"] != "append_entries":
         return True

@@ -45,8 +45,8 @@ CLOCKS_AND_SUCH = ("asyncio", "aiohttp", "time", "random", "uuid", "os")
 BELOW_THE_API = ("raftreg.raft", "raftreg.state_*", "lmdb", "pysyncobj")
 STATE = ("raftreg.state_*", "raftreg.commands")
 UPLINK_MAY = ("raftreg.client", "raftreg.wire", "raftreg.errors")
-# Only raftreg.raft and the three modules beside it know which Raft library is used.
-CONSENSUS = ("raftreg.raft", "raftreg.journal", "raftreg.transport", "raftreg.snapshots")
+# Only raftreg.engine and the modules beside it know which Raft library is used.
+CONSENSUS = ("raftreg.raft", "raftreg.engine", "raftreg.journal", "raftreg.transport", "raftreg.snapshots")
 JUDGE = ("chaos.checker", "chaos.models", "chaos.history", "chaos.validate")
 
 RULES = (

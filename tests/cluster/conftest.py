@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raftreg import raft
+from raftreg import engine
 from tests.cluster.harness import Cluster
 
 MakeCluster = Callable[..., Cluster]
@@ -29,5 +29,5 @@ def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """append_entries of two entries or so, so that a re-send is split into several messages."""
-    monkeypatch.setattr(raft, "_APPEND_BATCH_BYTES", 8)
-    monkeypatch.setattr(raft, "_ENTRY_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(engine, "APPEND_BATCH_BYTES", 8)
+    monkeypatch.setattr(engine, "ENTRY_BYTES_MAX", 1 << 20)

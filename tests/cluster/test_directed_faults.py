@@ -303,7 +303,7 @@ def test_a_second_copy_of_a_snapshot_forgets_no_entry_behind_it(
 
 def test_the_engine_is_the_one_that_was_audited(make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another source of pysyncobj is refused at start, with the version to install."""
-    monkeypatch.setattr("raftreg.raft._ENGINE_SHA256", "0" * 64)
+    monkeypatch.setattr("raftreg.engine._ENGINE_SHA256", "0" * 64)
     with pytest.raises(RuntimeError, match=r"pysyncobj==0\.3\.17"):
         make_cluster("A")
 

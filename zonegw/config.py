@@ -62,6 +62,8 @@ class Limits:
     # No heartbeat of the feed for so long: the stream is dead even if the connection is not.
     feed_silence_max_s: float = 5
     zones_refresh_s: float = 30
+    # How long a client that has seen a newer revision elsewhere waits for this catalogue to reach it.
+    revision_wait_max_s: float = 2
 
     # Bodies and answers.
     json_body_max_bytes: int = MIB

@@ -43,6 +43,7 @@ class FeedConsumer:
         self.current = False
         self.last_error: str | None = None
         self.resyncs = 0
+        self._moved = asyncio.Event()
         self.on_current: Callable[[], None] = lambda: None
 
     def staleness_s(self) -> float | None:
@@ -51,6 +52,15 @@ class FeedConsumer:
             return None
         staleness, at = self._fresh
         return staleness + self._clock() - at
+
+    async def reached(self, position: Position) -> None:
+        """Wait until the catalogue contains everything up to `position`."""
+        while (self._catalogue.position(self._store.read()) or (0, 0)) < position:
+            await self._moved.wait()
+
+    def _wake_waiting(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     async def run(self) -> None:
         """For ever."""
@@ -93,6 +103,7 @@ class FeedConsumer:
             with self._store.transaction(reserved=True) as txn:
                 deleted = self._apply(txn, message)
                 self._catalogue.advance(txn, message["position"])
+            self._wake_waiting()
             if deleted is not None:
                 self._on_deleted(deleted)
         if message["type"] == "heartbeat":
@@ -132,6 +143,7 @@ class FeedConsumer:
             self._catalogue.begin_epoch(txn, start)
             self._catalogue.advance(txn, start)
         await self._store.durable()
+        self._wake_waiting()
         log.info("bootstrapped up to %s", start)
 
     def _check_start(self, start: Position) -> None:

@@ -22,6 +22,8 @@ Stamp = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 
 REQUEST_ID = web.RequestKey("request_id", str)
 IDENTITY = web.RequestKey("identity", Identity)
+# A client that sends back what it got never sees an older catalogue, whichever gateway it asks.
+REVISION = "X-Zonegw-Revision"
 OPEN_PATHS = frozenset({"/", "/versions", "/healthcheck", "/metrics", "/zonegw/v1/status"})
 
 
@@ -34,6 +36,8 @@ class Freshness(Protocol):
     def staleness_s(self) -> float | None: ...
 
     def cursor(self) -> str: ...
+
+    async def reached(self, cursor: str) -> None: ...
 
 
 def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> tuple[Middleware, Stamp]:
@@ -48,6 +52,9 @@ def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> 
         try:
             if running > limits.requests_max:
                 raise Unavailable("too many requests at once (limits.requests_max)", retry_after_s=1)
+            seen = request.headers.get(REVISION)
+            if seen is not None and seen != "none":
+                await freshness.reached(seen)
             response = await handler(request)
         except web.HTTPException as error:
             response = _from_aiohttp(request, error)
@@ -69,7 +76,7 @@ def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> 
         response.headers["x-openstack-request-id"] = request.get(REQUEST_ID, "")
         response.headers["X-Zonegw-State"] = freshness.state
         response.headers["X-Zonegw-Staleness"] = "unknown" if staleness is None else f"{staleness:.3f}"
-        response.headers["X-Zonegw-Revision"] = freshness.cursor()
+        response.headers[REVISION] = freshness.cursor()
 
     return answer, stamp
 

@@ -1,5 +1,7 @@
 """The gateway's state for people and machines: status document, metrics, health, answer headers."""
 
+import asyncio
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -8,6 +10,7 @@ from zonegw.catalogue import Catalogue
 from zonegw.config import Config
 from zonegw.data_cache import DataCache
 from zonegw.data_stores.filesystem import FilesystemStore
+from zonegw.errors import BadRequest, Unavailable
 from zonegw.feed_consumer import FeedConsumer
 from zonegw.id_pool import IdPool
 from zonegw.store import Store
@@ -71,6 +74,19 @@ class Status:
     def cursor(self) -> str:
         position = self.catalogue.position(self.store.read())
         return "none" if position is None else f"{position[0]}.{position[1]}"
+
+    async def reached(self, cursor: str) -> None:
+        """Wait until the catalogue is as new as `cursor`, seen elsewhere. Raises BadRequest, Unavailable."""
+        match = re.fullmatch(r"([0-9]{1,18})\.([0-9]{1,18})", cursor)
+        if match is None:
+            raise BadRequest(f"X-Zonegw-Revision must be as an answer gave it, like 1.4711, not {cursor[:60]!r}")
+        try:
+            async with asyncio.timeout(self.config.limits.revision_wait_max_s):
+                await self.feed.reached((int(match[1]), int(match[2])))
+        except TimeoutError:
+            raise Unavailable(
+                f"this gateway is at revision {self.cursor()}, behind {cursor}", retry_after_s=1
+            ) from None
 
     # Documents.
 

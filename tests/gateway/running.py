@@ -123,9 +123,16 @@ class Zone:
 
 
 def settings(
-    directory: Path, *, zone: str = "fra", gateway: str = "fra-1", registry: Registry | None = None, **limits: Any
+    directory: Path,
+    *,
+    zone: str = "fra",
+    gateway: str = "fra-1",
+    registry: Registry | None = None,
+    endpoint: str = NOWHERE,
+    **limits: Any,
 ) -> config.Config:
-    """A configuration below `directory`, with a token for each of USERS; without `registry` none is in reach."""
+    """A configuration below `directory`, with a token for each of USERS; without `registry` there is
+    only what listens at `endpoint`."""
     directory.mkdir(parents=True, exist_ok=True)
     tls: dict[str, str] | None = None
     interzone: dict[str, str] = {}
@@ -136,7 +143,7 @@ def settings(
         interzone = {"interzone_listen": address, "advertise": f"https://{address}"}
     text = config.render(
         zone=zone, gateway=gateway, data_dir="data", listen="127.0.0.1:0", tls=tls, tokens_file="tokens.json",
-        endpoints=registry.urls if registry else [NOWHERE], limits=limits or None, **interzone,
+        endpoints=registry.urls if registry else [endpoint], limits=limits or None, **interzone,
     )  # fmt: skip
     (directory / "zonegw.toml").write_text(text)
     plain_tokens(directory)

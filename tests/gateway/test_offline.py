@@ -467,3 +467,29 @@ async def test_clients_discover_versions_schemas_and_stores(tmp_path: Path) -> N
 
 def stored_files(directory: Path) -> list[Path]:
     return [path for path in (directory / "data" / "data").rglob("*") if path.is_file()]
+
+
+async def test_an_uplink_that_swallows_everything_does_not_slow_the_zone(tmp_path: Path) -> None:
+    """A server accepts connections and never answers; requests are timed while the uplink waits for it."""
+    swallowed: list[asyncio.StreamWriter] = []
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        swallowed.append(writer)
+
+    hole = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    host, port = hole.sockets[0].getsockname()
+    async with running(tmp_path, endpoint=f"http://{host}:{port}") as zone:
+        await until(lambda: len(swallowed) > 0, "the uplink to try")
+        loop = asyncio.get_running_loop()
+        slowest = 0.0
+        for n in range(100):
+            started = loop.time()
+            image = await zone.create(name=f"n{n}")
+            await zone.get(image["self"])
+            slowest = max(slowest, loop.time() - started)
+        # The uplink's shortest wait for an answer is 0.8 s: no request may have waited for one.
+        assert slowest < 0.7
+        assert zone.gateway.status.state == "degraded"
+    for writer in swallowed:
+        writer.close()
+    hole.close()

@@ -38,18 +38,18 @@ class Disks:
         self._bases: dict[str, bytes] = {}
         self.drawn: list[str] = []
 
-    def start(self) -> None:
-        """Start every process on what its disk holds, with a new record."""
-        for name in self._names:
+    def start(self, *names: str) -> None:
+        """Start processes, or all, on what their disks hold, with new records."""
+        for name in names or self._names:
             file = self._file(name)
             self._bases[name] = file.read_bytes() if file.exists() else b""
             self._record(name).unlink(missing_ok=True)
             self._cluster.start_process(name, recorder.preload(self._library, self._record(name)))
 
-    def lose_power(self, chance: random.Random) -> None:
-        """End all processes at one moment and leave on each disk what it may have kept."""
-        self._cluster.kill(*self._names)
-        for name in self._names:
+    def lose_power(self, chance: random.Random, *names: str) -> None:
+        """End processes, or all, at one moment and leave on each disk what it may have kept."""
+        self._cluster.kill(*(names or self._names))
+        for name in names or self._names:
             file = self._file(name)
             self.drawn.append(rebuild(self._record(name), self._bases[name], file, seed=chance.getrandbits(32)))
             file.with_name("lock.mdb").unlink(missing_ok=True)
@@ -90,6 +90,25 @@ async def test_many_power_failures_of_all_peers_lose_no_acknowledged_write(
     make_cluster: MakeCluster, library: Path, tmp_path: Path, seed: int
 ) -> None:
     await power_failures(make_cluster(gateways={}), library, tmp_path / "history.jsonl", seed, count=30)
+
+
+async def test_a_peer_whose_power_failed_rejoins_the_others_and_nothing_is_lost(
+    make_cluster: MakeCluster, library: Path, tmp_path: Path, seed: int
+) -> None:
+    cluster, chance = make_cluster(gateways={}), random.Random(seed)
+    await asyncio.to_thread(cluster.prepare)
+    disks = Disks(cluster, library, cluster.peers)
+    await asyncio.to_thread(disks.start)
+    async with Workload(cluster, tmp_path / "history.jsonl", seed=seed) as workload:
+        for victim in (None, "a", "b", "c"):
+            await workload.progress(chance.randint(20, 60))
+            chosen = victim or await asyncio.to_thread(cluster.wait_leader)
+            await asyncio.to_thread(disks.lose_power, chance, chosen)
+            await workload.progress(30)
+            await asyncio.to_thread(disks.start, chosen)
+            await asyncio.to_thread(cluster.wait_ready, cluster.peers)
+    verdict, _ = await judged(workload)
+    assert verdict.ok, f"seed {seed}: {verdict.problems}\n" + "\n".join(disks.drawn)
 
 
 async def test_power_failures_of_a_gateway_lose_no_acknowledged_backup(

@@ -11,7 +11,6 @@ from chaos import links
 from tests.system.conftest import MakeCluster
 from tests.system.zones import BACKUPS, SOON_S, Zones
 
-
 # A busy disk takes a fraction of it; whoever waits for a dead uplink takes longer.
 PAUSE_MAX_S = 4.0
 

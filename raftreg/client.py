@@ -58,6 +58,17 @@ _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT"})
 _NOT_NOW = (errors.NotLeader, errors.NoQuorum)
 
 
+def _written(ok: Document) -> Document:
+    """The image after a write. The answer to a retry has none when somebody has deleted it since."""
+    image: Document | None = ok["image"]
+    if image is None:
+        raise errors.ImageDeleted(
+            f"the write was done, and image {ok['number']} has been deleted since",
+            **{name: ok[name] for name in ("number", "uuid", "version", "revision")},
+        )
+    return image
+
+
 def client_ssl_context(ca: Path | str, cert: Path | str, key: Path | str) -> tls.SSLContext:
     """TLS for `Client` from PEM files. The other end must be a peer of the cluster; its address does not matter."""
     return certificates.api_client_context(TlsFiles(Path(ca), Path(cert), Path(key)))
@@ -270,9 +281,7 @@ class Client:
 
     async def create_image(self, *, key: str | None = None, **fields: Any) -> Document:
         """Create an image from `uuid`, `attributes`, `properties`, `tags`, `home_zone`, `locations`…; as it is now."""
-        ok = await self.request("POST", "images", body=fields, key=key or new_key())
-        image: Document = ok["image"]
-        return image
+        return _written(await self.request("POST", "images", body=fields, key=key or new_key()))
 
     async def get_image(self, ref: Ref, *, consistency: str = "linearizable") -> Document:
         """The image. Raises ImageNotFound, ImageDeleted."""
@@ -300,9 +309,7 @@ class Client:
         body = {"set": dict(set or {}), "unset": list(unset), **more}
         if base_version is not None:
             body["base_version"] = base_version
-        ok = await self.request("PATCH", path, params=params, body=body, key=key or new_key())
-        image: Document = ok["image"]
-        return image
+        return _written(await self.request("PATCH", path, params=params, body=body, key=key or new_key()))
 
     async def delete_image(
         self, ref: Ref, *, base_version: int | None = None, force: bool = False, key: str | None = None

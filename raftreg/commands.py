@@ -400,6 +400,7 @@ _OPS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
         {
             "uuid": _uuid, "attributes": check_attributes, "properties": _properties, "tags": _tags,
             "home_zone": _or_null(_identifier), "number": _or_null(_integer(1)), "locations": _locations,
+            "created_at": _integer(1),
         },
         ("uuid", "attributes"),
     ),

@@ -72,9 +72,11 @@ def create_image(ctx: Context, command: Command, session: Row | None = None) -> 
 
 def _new_image(ctx: Context, command: Command, number: int, home_zone: str | None) -> Row:
     now = ctx.time_us
+    # A zone that was cut off says when it acknowledged the create; nothing comes from the future.
+    created_at = min(command.get("created_at", now), now)
     return {
         "number": number, "uuid": command["uuid"], "version": 1, "revision": ctx.next_revision(),
-        "home_zone": home_zone, **DEFAULTS, **command["attributes"], "created_at": now, "updated_at": now,
+        "home_zone": home_zone, **DEFAULTS, **command["attributes"], "created_at": created_at, "updated_at": created_at,
         "tags": command.get("tags") or [], "properties": command.get("properties") or {},
         "locations": [_location(location) for location in command.get("locations") or ()], "attribute_versions": {},
     }  # fmt: skip
@@ -152,6 +154,31 @@ def _require_same(image: Row, ref: Row) -> None:
 
 def _named(ref: Row) -> str:
     return " and ".join(f"{kind} {value}" for kind, value in ref.items())
+
+
+# -- results that are kept ----------------------------------------------------------------------------------------
+
+
+def remembered(result: dict[str, Any]) -> dict[str, Any]:
+    """A result as it is stored for retries: what it bound, without copies of images, which have rows of their own."""
+    (kind,) = result
+    kept = dict(result[kind])
+    if "image" in kept:
+        kept["image"] = None
+    if "results" in kept:
+        kept["results"] = [remembered(inner) for inner in kept["results"]]
+    return {kind: kept}
+
+
+def recalled(ctx: Context, result: dict[str, Any]) -> dict[str, Any]:
+    """A stored result as a retry gets it: with the image as it is now, or null where that was deleted since."""
+    (kind,) = result
+    told = dict(result[kind])
+    if "image" in told and "number" in told:
+        told["image"] = ctx.row(image_key(told["number"]))
+    if "results" in told:
+        told["results"] = [recalled(ctx, inner) for inner in told["results"]]
+    return {kind: told}
 
 
 def check_home_zone(ctx: Context, command: Command, image: Row) -> None:

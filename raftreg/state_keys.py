@@ -7,6 +7,7 @@ from typing import Any
 
 from raftreg.commands import IDEMPOTENCY_PRUNE_MAX, IDEMPOTENCY_RETENTION_US, IDEMPOTENCY_ROWS_MAX
 from raftreg.state_context import Command, Context, Ok, Refused, outcome
+from raftreg.state_images import recalled, remembered
 from raftreg.tables import KEYS, KEYS_BY_AGE, hash16, pack, prefix_end, u64
 
 # Belongs to one attempt, not to what is asked.
@@ -24,25 +25,25 @@ def once(ctx: Context, command: Command, action: Callable[[Context, Command], Ok
     row = ctx.row(KEYS + name)
     if row is not None:
         if not _is_expired(ctx, row[0]):
-            return _first(row, asked, command)
+            return _first(ctx, row, asked, command)
         _forget(ctx, row[0], name)
     _prune(ctx)
     if ctx.head.keys >= IDEMPOTENCY_ROWS_MAX:
         return Refused("too_many_keys", f"{ctx.head.keys} idempotency keys are remembered; try again later").result()
     result = outcome(action, ctx, command)
-    ctx.insert(KEYS + name, pack([ctx.time_us, asked, result]))
+    ctx.insert(KEYS + name, pack([ctx.time_us, asked, remembered(result)]))
     ctx.put_derived(KEYS_BY_AGE + u64(ctx.time_us) + name)
     ctx.head.keys += 1
     return result
 
 
-def _first(row: list[Any], asked: bytes, command: Command) -> dict[str, Any]:
+def _first(ctx: Context, row: list[Any], asked: bytes, command: Command) -> dict[str, Any]:
     if row[1] != asked:
         return Refused(
             "idempotency_mismatch",
             f"the idempotency key {command['key']} came first with other arguments; use a new key",
         ).result()
-    result: dict[str, Any] = row[2]
+    result = recalled(ctx, row[2])
     (kind,) = result
     return {kind: {**result[kind], "replayed": True}}
 

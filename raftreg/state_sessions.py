@@ -11,7 +11,7 @@ from typing import Any
 
 from raftreg.commands import SESSION_OPS, SESSION_WINDOW, SESSIONS_PER_GATEWAY_MAX, Invalid, validate
 from raftreg.state_context import Command, Context, Ok, Refused, outcome
-from raftreg.state_images import create_image, delete_image, update_image
+from raftreg.state_images import create_image, delete_image, recalled, remembered, update_image
 from raftreg.state_numbers import live_session, seal_all
 from raftreg.state_zones import ensure_gateway, save_gateway
 from raftreg.tables import Row, hash16, pack, result_key, unpack
@@ -142,7 +142,7 @@ def _replay(ctx: Context, command: Command, session: Row) -> Ok:
     stored = ctx.row(result_key(session["session"], sequence))
     if stored is None or stored[0] != hash16(command["previous_hash"] + command["payload"]):
         raise _diverged(ctx, command, session)
-    return {"sequence": sequence, "result": stored[1], "replayed": True}
+    return {"sequence": sequence, "result": recalled(ctx, stored[1]), "replayed": True}
 
 
 def _diverged(ctx: Context, command: Command, session: Row) -> Refused:
@@ -160,7 +160,7 @@ def _advance(ctx: Context, command: Command, session: Row) -> Ok:
     session["last_sequence"] = sequence
     session["last_hash"] = hash16(command["previous_hash"] + command["payload"])
     ctx.touch(session)
-    ctx.insert(result_key(session["session"], sequence), pack([session["last_hash"], result]))
+    ctx.insert(result_key(session["session"], sequence), pack([session["last_hash"], remembered(result)]))
     if sequence > SESSION_WINDOW:
         ctx.delete(result_key(session["session"], sequence - SESSION_WINDOW))
     return {"sequence": sequence, "result": result}

@@ -609,6 +609,24 @@ def test_a_key_makes_a_repetition_get_the_first_result(life: Life) -> None:
     assert queries.counts(life.view)["images"] == 1
 
 
+def test_a_key_keeps_no_copy_of_the_image_and_tells_when_it_was_deleted_since(life: Life) -> None:
+    """Else the memory of retries would cost as much as the images, and outlive them."""
+    command = create("a", properties={"filler": "x" * 10_000}, key="k")
+    first = life.ok(command)
+    stored = [value for key, value in life.view.scan(b"K", b"L")]
+    assert len(stored) == 1
+    assert len(stored[0]) < 500
+    life.ok({"op": "delete_image", "actor": {}, "image": {"number": first["number"]}})
+    assert life.ok(command) == {**first, "image": None, "replayed": True}
+
+
+def test_an_image_was_created_when_its_zone_says_but_never_in_the_future(life: Life) -> None:
+    now = life.ok(create("a"))["image"]["created_at"]
+    assert life.ok({**create("b"), "created_at": now - 5})["image"]["created_at"] == now - 5
+    future = life.ok({**create("c"), "created_at": now + 10**12})["image"]
+    assert now <= future["created_at"] == future["updated_at"] < now + 10**12
+
+
 def test_a_key_remembers_refusals_as_well(life: Life) -> None:
     assert life.refused(update(1, set={"name": "b"}, key="k"))["code"] == "image_not_found"
     life.do(create("a"))

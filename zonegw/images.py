@@ -128,8 +128,8 @@ class Images:
             if self.catalogue.known(txn, uuid):
                 raise Conflict(f"Image ID {uuid} already exists!")
             number = self.ids.take(txn)
-            position = self._append_create(txn, request, uuid, number, attributes, properties, tags)
             image = self._initial(uuid, number, attributes, properties, tags)
+            position = self._append_create(txn, request, image, attributes)
             self.catalogue.lay(txn, uuid, {"position": position, "kind": "create", "image": image})
         await self._acknowledged()
         return image
@@ -143,17 +143,15 @@ class Images:
         if not visibility.may_set_visibility(who, attributes["visibility"]):
             raise Forbidden("You are not authorized to publicize images")
 
-    def _append_create(
-        self, txn: Txn, request: Request, uuid: str, number: int | None, attributes: dict[str, Any],
-        properties: dict[str, str], tags: list[str],
-    ) -> int:  # fmt: skip
+    def _append_create(self, txn: Txn, request: Request, image: Image, attributes: dict[str, Any]) -> int:
         command: dict[str, Any] = {
-            "op": "create_image", "actor": self._actor(request), "uuid": uuid, "attributes": attributes,
-            "properties": properties, "tags": tags, "home_zone": self.zone,
+            "op": "create_image", "actor": self._actor(request), "uuid": image["uuid"], "attributes": attributes,
+            "properties": image["properties"], "tags": image["tags"], "home_zone": self.zone,
+            "created_at": image["created_at"],
         }  # fmt: skip
-        if number is not None:
-            command["number"] = number
-        return self.queue.append(txn, uuid, command)
+        if image["number"] is not None:
+            command["number"] = image["number"]
+        return self.queue.append(txn, image["uuid"], command)
 
     def _initial(
         self, uuid: str, number: int | None, attributes: dict[str, Any], properties: dict[str, str], tags: list[str]

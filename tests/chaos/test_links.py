@@ -46,6 +46,8 @@ class Upstream:
                 connection.sendall(data)
 
     def close(self) -> None:
+        # A close alone leaves the thread in accept() for ever.
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 

@@ -21,7 +21,7 @@ _WATCHDOG_PERIODS = 4
 
 
 class Turns:
-    """Runs turns on the running event loop. `after_turn` runs after each, `each_tick` once per tick before it."""
+    """Runs turns on the running event loop. `after_turn` runs after each, `each_tick` once per tick after that."""
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Turns:
         self._fatal, self._each_tick, self._after_turn = fatal, each_tick, after_turn
         self._loop = asyncio.get_running_loop()
         self._due = False
+        self._tick_due = False
         self._stopped = False
         self._turn_started: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -73,6 +74,9 @@ class Turns:
             raise
         self._turn_started = None
         self._after_turn(time.monotonic() - started)
+        if self._tick_due:
+            self._tick_due = False
+            self._each_tick()
         if again:
             self.poke()
 
@@ -80,9 +84,10 @@ class Turns:
         if self._stopped:
             return
         self._timer = self._loop.call_later(self._tick_s, self._tick)
-        self._each_tick()
-        if not self._due:
-            self._run()
+        # Not at once: after a pause of the loop, what the others sent meanwhile must be read before anyone is judged
+        # silent, be it a leader by its followers or a quorum by its leader.
+        self._tick_due = True
+        self.poke()
 
     def _watch(self) -> None:
         """A peer whose disk hangs must not stay leader in name: end the process, the others elect."""

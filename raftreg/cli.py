@@ -255,7 +255,7 @@ def _failed(answer: object) -> bool:
     return isinstance(answer, errors.RegistryError)
 
 
-_STATUS_COLUMNS = ("peer", "role", "term", "applied", "last index", "revision", "database", "staleness")
+_STATUS_COLUMNS = ("name", "role", "term", "index", "applied", "revision", "db size", "stale", "errors")
 
 
 def _status_table(answers: dict[str, Any]) -> Table:
@@ -295,11 +295,12 @@ def _status_row(status: dict[str, Any]) -> list[str]:
         str(status["name"]),
         f"[{style}]{status['role']}[/]",
         str(status["term"]),
-        str(status["applied"]),
         str(status["last_index"]),
+        str(status["applied"]),
         str(status["revision"]),
         f"{status['db']['used_bytes'] / config.MIB:.1f} MiB",
         "unknown" if staleness is None else f"{staleness:.2f} s",
+        str(len(status.get("errors", []))),
     ]
 
 

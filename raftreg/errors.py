@@ -261,6 +261,10 @@ _BY_CODE.update(
     session_unknown=NotFound,
     zone_not_found=NotFound,
     unknown_route=NotFound,
+    too_many_keys=Overloaded,
+    too_many_zones=StorageFull,
+    too_many_gateways=StorageFull,
+    ids_exhausted=StorageFull,
 )
 _BY_STATUS: dict[int, type[RegistryError]] = {
     400: BadRequest,

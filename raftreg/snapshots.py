@@ -53,6 +53,7 @@ class _Spool:
     index: int = 0
     failed: bool = False
     thread: threading.Thread | None = None
+    reading_since: float | None = None
 
 
 @dataclass
@@ -236,11 +237,17 @@ class Snapshots:
         self._drop_spool()
         spool = self._spool = _Spool(self._spool_dir / f"{index}-{secrets.token_hex(4)}")
         reader = self._store.begin_read()
+        spool.reading_since = time.monotonic()
         if self._threaded:
             spool.thread = threading.Thread(target=self._copy, args=(spool, reader, index), name="snapshot-copy")
             spool.thread.start()
         else:
             self._copy(spool, reader, index)
+
+    def reader_age_s(self) -> float:
+        """How long the copy under way has pinned pages of the database; 0 when there is none."""
+        since = self._spool.reading_since if self._spool is not None else None
+        return 0.0 if since is None else time.monotonic() - since
 
     def _drop_spool(self) -> None:
         if self._spool is not None:
@@ -260,6 +267,7 @@ class Snapshots:
             spool.path.unlink(missing_ok=True)
         finally:
             reader.close()
+            spool.reading_since = None
 
     def close(self) -> None:
         """Wait for a running copy (bounded by `reader_max_s`) and remove the spool."""

@@ -114,7 +114,7 @@ def create_token(path: Path, *, user: str, project: str, roles: list[str]) -> st
     if path.exists():
         parse_tokens(path.read_text(), path)
         rows = json.loads(path.read_text())["tokens"]
-    token = secrets.token_urlsafe(TOKEN_BYTES)
+    token = secrets.token_hex(TOKEN_BYTES)  # no dash in front, which command lines would take for an option
     rows.append({"sha256": digest(token), "user": user, "project": project, "roles": sorted(set(roles))})
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")

@@ -45,6 +45,7 @@ class FeedConsumer:
         self.resyncs = 0
         self._moved = asyncio.Event()
         self.on_current: Callable[[], None] = lambda: None
+        self.on_zone_changed: Callable[[], None] = lambda: None
 
     def staleness_s(self) -> float | None:
         """Age of the catalogue in seconds; None when no source has said yet."""
@@ -83,6 +84,7 @@ class FeedConsumer:
         if self._resync or self._catalogue.position(self._store.read()) is None:
             await self._bootstrap()
             self._resync = False
+            self.on_zone_changed()  # if one did, its change record is not among what will be read
         position = self._catalogue.position(self._store.read())
         if position is None:
             raise AssertionError("a bootstrap leaves a position")
@@ -104,6 +106,8 @@ class FeedConsumer:
                 deleted = self._apply(txn, message)
                 self._catalogue.advance(txn, message["position"])
             self._wake_waiting()
+            if message.get("kind") == "zone":
+                self.on_zone_changed()
             if deleted is not None:
                 self._on_deleted(deleted)
         if message["type"] == "heartbeat":

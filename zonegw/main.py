@@ -79,6 +79,7 @@ class Gateway:
             on_deleted=self._acked_delete,
         )  # fmt: skip
         self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, on_deleted=self._tombstone)
+        self.feed.on_zone_changed = self.zones.changed
         self.images.registry = RegistryLink(self.uplink, self.drainer)
         self.status = Status(
             config, self.store, self.queue, self.ids, self.catalogue, self.feed, self.uplink, self.drainer, self.data,

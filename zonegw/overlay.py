@@ -40,16 +40,24 @@ def effective(catalogued: Image | None, row: Row | None) -> Image | None:
         return catalogued
     image = None if row["deleted"] else newest(catalogued, row["base"])
     created_here = created(row)
-    if created_here and image is not None:
+    if created_here and image is not None and not same_create(created_here["image"], image):
         return image  # another zone's image under the same UUID: the registry's wins
     for patch in row["patches"]:
         if patch["kind"] == "create":
-            image = patch["image"] | {"parked": patch["state"] == "parked"}
+            # The feed may bring our own create before its ack does (a lost answer): what follows stays laid over it.
+            image = image or patch["image"] | {"parked": patch["state"] == "parked"}
         elif patch["kind"] == "delete":
             return None
         elif image is not None:
             image = patched(image, patch)
     return image
+
+
+def same_create(pending: Image, registered: Image) -> bool:
+    """Whether the registry's image is the one that we created, and not another zone's under the same UUID."""
+    if pending["number"] is not None:
+        return bool(registered["number"] == pending["number"])
+    return bool(registered["home_zone"] == pending["home_zone"])
 
 
 def patched(image: Image, patch: Row) -> Image:

@@ -1,6 +1,7 @@
 """Where other zones' gateways are reached: as the registry last said, kept so that a restart without it knows them."""
 
 import asyncio
+import contextlib
 from typing import Any, Protocol
 
 from zonegw.config import Limits
@@ -23,6 +24,7 @@ class Zones:
         self._store = store
         self._source = source
         self._limits = limits
+        self._changed = asyncio.Event()
 
     def endpoints(self, zone: str) -> list[str]:
         """URLs of the gateways of `zone`."""
@@ -37,14 +39,24 @@ class Zones:
             with self._store.transaction() as txn:
                 txn.put_row("meta", _KEY, known)
 
+    def changed(self) -> None:
+        """The feed told of a zone that is new or has moved."""
+        self._changed.set()
+
     async def run(self) -> None:
-        """For ever: refresh now and then, sooner after a failure."""
+        """For ever: refresh when something changed, and now and then; sooner after a failure."""
         while True:
+            self._changed.clear()
             try:
                 await self.refresh()
-                await asyncio.sleep(self._limits.zones_refresh_s)
+                await self._wait(self._limits.zones_refresh_s)
             except (RegistryAway, RegistryRefused):
                 await asyncio.sleep(self._limits.retry_delay_max_s)
+
+    async def _wait(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
 
 
 def _endpoints(zone: dict[str, Any]) -> list[str]:

@@ -23,6 +23,8 @@ from ops.dev import environment, setup
 # Stopping the cluster waits for each process once; longer means that something hangs.
 DOWN_TIMEOUT_S = 120
 
+# Of the development cluster, and of a story that was killed before it could stop its own.
+STATE_FILES = ("cluster.json", "story/cluster.json")
 CACHES = (".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache", "build", "dist")
 
 

@@ -35,8 +35,6 @@ OPERATOR = "operator"
 # One tenant in each zone, the same in all: what it backs up in one zone it sees in the others.
 USER, PROJECT, ROLES = "demo", "demo", ["member"]
 INIT_TIMEOUT_S = 120
-# Zones of a development cluster start together, and on other ports each time: what they know of each other is soon old.
-GATEWAY_LIMITS: Mapping[str, int | float] = {"zones_refresh_s": 1}
 
 
 class WiringError(Exception):
@@ -184,7 +182,7 @@ class Wiring:
             interzone_listen=self.listen(f"interzone-{gateway}"),
             advertise=f"https://{dialled[f'interzone-{gateway}']}",
             tls={name: str(getattr(tls, name).resolve()) for name in ("ca", "cert", "key")},
-            limits={**GATEWAY_LIMITS, **self.gateway_limits},
+            limits=dict(self.gateway_limits),
         )
         _write(path / "zonegw.toml", text)
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     if name in PLAIN:
         return PLAIN[name](rest)
     target = TARGETS[name]
-    if name == "down" and not (setup.RUN_DIR / "cluster.json").exists():
+    if name == "down" and not any((setup.RUN_DIR / state).exists() for state in STATE_FILES):
         print("No development cluster is running.")
         return 0
     limit = environment.raise_open_files_limit()

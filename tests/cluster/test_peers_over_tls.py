@@ -135,6 +135,18 @@ async def test_a_stopped_leader_is_replaced_and_nothing_acknowledged_is_missing(
         assert applied_index(again.store.view()) == applied_index(second.store.view())
 
 
+async def test_a_leader_whose_disk_is_slow_again_and_again_hands_over(tmp_path: Path) -> None:
+    async with group(tmp_path, "abc") as cluster:
+        leader = await cluster.leader()
+        await propose(leader, "before")
+        for _ in range(5):
+            leader._committed(seconds=0.2)
+        await until(lambda: not leader.raft.is_leader)
+        second = await cluster.leader()
+        assert second is not leader
+        await propose(second, "after")
+
+
 async def test_without_a_quorum_writes_and_linearizable_reads_are_refused_definitely(tmp_path: Path) -> None:
     async with group(tmp_path, "abc") as cluster:
         leader = await cluster.leader()

@@ -75,6 +75,16 @@ async def test_an_entry_that_this_release_cannot_read_stops_the_peer_at_every_st
     assert_ended_fatally(cluster.processes["a"], "upgrade this peer")
 
 
+async def test_a_turn_that_does_not_end_ends_the_process_and_the_others_go_on(make_cluster: MakeCluster) -> None:
+    """A peer whose disk hangs must not lead in name only; once restarted it resumes without the fault."""
+    cluster = make_cluster(gateways={})
+    await start(cluster, {"b": "hanging-turn"})
+    async with client_of(cluster, DEADLINE_S) as client:
+        first = await client.allocate_ids(UNLUCKY)
+        assert_ended_fatally(cluster.processes["b"], "a turn has taken more than")
+        assert (await client.allocate_ids(1))[0] > first[1]
+
+
 @pytest.fixture
 def failing_sync(tmp_path: Path) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")

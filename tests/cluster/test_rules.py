@@ -317,6 +317,50 @@ async def test_a_deadline_that_passes_is_definite_before_the_proposal_and_unknow
     assert len(packed_values(cluster, "A")) == 1
 
 
+# -- order within a turn ------------------------------------------------------------------------------------------
+
+
+def test_votes_and_acknowledgements_leave_after_the_commit_and_only_append_entries_before_it(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a turn has sent by the time the disk writes: nothing that promises durability."""
+    cluster = make_cluster("ABC")
+    left_early: list[str] = []
+
+    def watched(name: str) -> None:
+        node = cluster.nodes[name]
+        turn, commit = node.turn, node.store.commit
+        waiting_before: dict[str, int] = {}
+
+        def turn_watched() -> bool:
+            waiting_before.update({peer: len(cluster.in_flight(name, peer)) for peer in node.others})
+            return turn()
+
+        def commit_watched() -> None:
+            for peer in node.others:
+                left_early.extend(m["type"] for m in cluster.in_flight(name, peer)[waiting_before[peer] :])
+            commit()
+
+        monkeypatch.setattr(node, "turn", turn_watched)
+        monkeypatch.setattr(node.store, "commit", commit_watched)
+
+    for name in "ABC":
+        watched(name)
+    stand(cluster, "A")
+    for peer in "BC":
+        cluster.deliver("A", peer)
+        cluster.deliver(peer, "A")
+    assert cluster.nodes["A"].is_leader
+    acknowledged = write(cluster, "A", ["value"])
+    for _ in range(3):
+        cluster.turn("A")
+        for peer in "BC":
+            cluster.deliver("A", peer)
+            cluster.deliver(peer, "A")
+    assert acknowledged == ["value"]
+    assert set(left_early) == {"append_entries"}
+
+
 # -- elections ----------------------------------------------------------------------------------------------------
 
 

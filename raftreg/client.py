@@ -15,11 +15,12 @@ Errors are those of `raftreg.errors`; `error.definite` says whether it surely di
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
+import secrets
 import ssl as tls
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,9 +75,17 @@ def client_ssl_context(ca: Path | str, cert: Path | str, key: Path | str) -> tls
     return certificates.api_client_context(TlsFiles(Path(ca), Path(cert), Path(key)))
 
 
+_PROCESS = secrets.token_hex(8)
+_KEYS = itertools.count()
+
+
 def new_key() -> str:
-    """A fresh idempotency key. It carries its time, so that a retry after the retention is refused, not applied."""
-    return f"{int(time.time())}-{uuid.uuid4().hex}"
+    """A fresh idempotency key: time, process, counter, and randomness in case the process was forked.
+
+    It carries its time, so that a retry after the retention is refused, not applied. Keys of one process rise, so the
+    registry stores them side by side; entirely random ones cost it a page of disk each.
+    """
+    return f"{int(time.time())}-{_PROCESS}-{next(_KEYS):08x}-{secrets.token_hex(4)}"
 
 
 @dataclass(slots=True)

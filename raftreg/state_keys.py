@@ -49,8 +49,11 @@ def _first(ctx: Context, row: list[Any], asked: bytes, command: Command) -> dict
 
 
 def _name(command: Command) -> bytes:
+    """Scope, then the key as it was sent: keys that rise are stored side by side, which saves a page write for each."""
     actor = command.get("actor") or {}
-    return hash16(pack([actor.get("user"), actor.get("project"), actor.get("gateway"), command["key"]]))
+    scope = pack([actor.get("user"), actor.get("project"), actor.get("gateway")])
+    key: str = command["key"]
+    return hash16(scope) + key.encode()
 
 
 def _asked(command: Command) -> list[Any]:

@@ -16,8 +16,8 @@ a backup and a generation flip copy or exchange the whole keyspace without knowi
 | `G` | gateway | gateway: its zone, session in force, fencing token |
 | `S` | session (16) | session head |
 | `R` | session (16), sequence | [running hash, result]: the window of a session |
-| `K` | hash of scope and key (16) | idempotency row: [time, hash of the arguments, result] |
-| `E` | time, hash of scope and key | nothing: idempotency rows by age |
+| `K` | hash of scope (16), key | idempotency row: [time, hash of the arguments, result] |
+| `E` | time, hash of scope, key | nothing: idempotency rows by age |
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ import msgpack
 import uvloop
 
 from raftreg import certificates, wire
+from raftreg.client import new_key
 from raftreg.config import TlsFiles
 
 _CONNECT_AT_ONCE = 16
@@ -95,7 +96,7 @@ def _create() -> bytes:
 async def _requests(kind: str, connection: Connection) -> Callable[[], bytes]:
     """What one client sends again and again."""
     if kind == "allocate_ids":
-        return lambda: _request("POST", "/ids", {"count": 1}, uuid.uuid4().hex)
+        return lambda: _request("POST", "/ids", {"count": 1}, new_key())
     if kind == "create_image":
         return _create
     created = msgpack.unpackb(await connection.ask(_create()))

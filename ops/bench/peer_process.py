@@ -19,6 +19,7 @@ from typing import Any
 import uvloop
 
 from raftreg import state_machine
+from raftreg.client import new_key
 from raftreg.config import load
 from raftreg.peer import Peer
 
@@ -28,7 +29,7 @@ _ACTOR = {"user": "bench", "project": "bench", "zone": None, "gateway": None, "r
 def command(kind: str) -> dict[str, Any]:
     """One command as the API would build it, with an idempotency key or a UUID of its own."""
     if kind == "allocate_ids":
-        return {"op": "allocate_ids", "actor": _ACTOR, "key": uuid.uuid4().hex, "count": 1}
+        return {"op": "allocate_ids", "actor": _ACTOR, "key": new_key(), "count": 1}
     attributes = {
         "name": "bench image",
         "disk_format": "qcow2",

@@ -17,6 +17,10 @@ from typing import Any, TypeVar
 
 FILE_NAME = "raftreg.toml"
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+# Not settings: how much log one append_entries carries at most, and from which size on pysyncobj would split an entry,
+# which it does wrong.
+APPEND_BATCH_BYTES = 8 * MIB
+ENTRY_BYTES_MAX = APPEND_BATCH_BYTES // 4
 
 
 class ConfigError(Exception):
@@ -321,7 +325,9 @@ def _validate_numbers(limits: Limits, timing: Timing) -> None:
         (timing.heartbeat_s * 2 < timing.raft_min_timeout_s, "timing.heartbeat_s exceeds half raft_min_timeout_s"),
         (timing.raft_min_timeout_s < timing.raft_max_timeout_s, "timing.raft_min_timeout_s must be the lesser one"),
         (timing.tick_s <= timing.heartbeat_s, "timing.tick_s must not exceed heartbeat_s"),
-        (limits.entry_bytes_max * 2 <= limits.frame_bytes_max, "limits.frame_bytes_max must hold two entries"),
+        (limits.entry_bytes_max < ENTRY_BYTES_MAX, f"limits.entry_bytes_max must stay below {ENTRY_BYTES_MAX}"),
+        (APPEND_BATCH_BYTES + 2 * limits.entry_bytes_max <= limits.frame_bytes_max, "limits.frame_bytes_max must hold "
+         f"a batch of {APPEND_BATCH_BYTES} bytes and two entries"),
         (limits.snapshot_chunk_bytes * 2 <= limits.frame_bytes_max, "limits.frame_bytes_max must hold two chunks"),
         (limits.body_bytes_max <= limits.entry_bytes_max, "limits.body_bytes_max must not exceed entry_bytes_max"),
         (limits.batch_operations_max <= limits.entry_commands_max, "limits.batch_operations_max must fit an entry"),

@@ -14,7 +14,7 @@ import pysyncobj.syncobj as engine
 from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf
 from pysyncobj.node import Node
 
-from raftreg.config import Timing
+from raftreg.config import APPEND_BATCH_BYTES, ENTRY_BYTES_MAX, Timing
 
 _ENGINE_SHA256 = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
 _PRIVATE = "_SyncObj__"
@@ -31,11 +31,11 @@ _PRIVATE_FIELDS = (
     "transferInProgress",
     "votedForNodeId",
     "raftLeader",
+    "lastResponseTime",
 )
 _REGULAR = b"\0"
 _NEVER = 1 << 62
-APPEND_BATCH_BYTES = 8 << 20
-ENTRY_BYTES_MAX = APPEND_BATCH_BYTES // 4  # from a quarter on, pysyncobj would split the entry, which it does wrong
+__all__ = ["APPEND_BATCH_BYTES", "ENTRY_BYTES_MAX", "Core", "Owner", "assert_engine", "build", "now"]
 
 
 class Owner(Protocol):
@@ -150,6 +150,18 @@ class Core(SyncObj):  # type: ignore[misc]
 
     def match_index(self, node: Node) -> int:
         return int(self.private("raftMatchIndex").get(node, 0))
+
+    def forget_match(self, node: Node) -> None:
+        """A voter may have lost what it acknowledged to this leader; none of it counts any more."""
+        if node in self.private("raftMatchIndex"):
+            self.private("raftMatchIndex")[node] = 0
+
+    def heard_from(self, node: Node) -> float:
+        """When a voter last answered this leader, for its check of the quorum."""
+        return float(self.private("lastResponseTime").get(node, 0.0))
+
+    def set_heard_from(self, node: Node, at: float) -> None:
+        self.private("lastResponseTime")[node] = at
 
     def send_soon(self) -> None:
         """Send append_entries with the next tick instead of the next heartbeat."""

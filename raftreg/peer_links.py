@@ -13,14 +13,15 @@ import logging
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import msgpack
 
 from raftreg.certificates import subject_of
 from raftreg.config import Limits, Timing, split_address
+from raftreg.positions import Hello
 from raftreg.raft import RaftNode
-from raftreg.transport import LENGTH, Message, encode_frame
+from raftreg.transport import LENGTH, NUMBER_MAX, Message, encode_frame
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ PROTOCOL = 1
 _ROLE = "peer"
 _DIAL_TIMEOUT_S = 1.0
 _DIAL_RETRY_S = 0.1
+_HELLO_TIMEOUT_S = 2.0  # from the accept to the hello, TLS included
+_STRANGERS_MAX = 64
 
 
 class FrameProtocol(asyncio.Protocol):
@@ -40,6 +43,7 @@ class FrameProtocol(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.closed = asyncio.get_running_loop().create_future()
         self.peer: str | None = None
+        self.heard_at = time.monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -55,6 +59,7 @@ class FrameProtocol(asyncio.Protocol):
         return subject.name if subject is not None and subject.role == _ROLE else None
 
     def data_received(self, data: bytes) -> None:
+        self.heard_at = time.monotonic()
         buffer = self._buffer
         buffer += data
         start = 0
@@ -95,7 +100,6 @@ class _Peer:
 
     outbound: FrameProtocol | None = None
     inbound: FrameProtocol | None = None
-    heard_at: float = 0.0
     sent_at: float = 0.0
     up: bool = False
     refusal: str | None = None
@@ -120,6 +124,7 @@ class PeerLinks:
         self._peers: dict[str, _Peer] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
+        self._strangers: set[FrameProtocol] = set()
         self._raft: RaftNode | None = None
 
     @property
@@ -132,12 +137,24 @@ class PeerLinks:
         self._raft = raft
         self._peers = {peer: _Peer() for peer in raft.others}
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: FrameProtocol(self._limits.frame_bytes_max, self._on_inbound), host, port, ssl=self._server_ssl
-        )
+        self._server = await loop.create_server(self._accept, host, port, ssl=self._server_ssl)
         for peer in raft.others:
             self._tasks.append(loop.create_task(self._dial_forever(peer), name=f"dial-{peer}"))
         return int(self._server.sockets[0].getsockname()[1])
+
+    def _accept(self) -> FrameProtocol:
+        """A connection that must say hello soon; the oldest of too many such goes."""
+        link = FrameProtocol(self._limits.frame_bytes_max, self._on_inbound)
+        if len(self._strangers) >= _STRANGERS_MAX:
+            self._strangers.pop().abort()
+        self._strangers.add(link)
+        asyncio.get_running_loop().call_later(_HELLO_TIMEOUT_S, self._expect_hello, link)
+        return link
+
+    def _expect_hello(self, link: FrameProtocol) -> None:
+        if link in self._strangers:
+            self._strangers.discard(link)
+            link.abort()
 
     async def close(self) -> None:
         """Stop dialling and listening, and break every link."""
@@ -150,6 +167,8 @@ class PeerLinks:
             for link in (peer.inbound, peer.outbound):
                 if link is not None:
                     link.abort()
+        for link in self._strangers:
+            link.abort()
 
     # -- the Raft node's network ----------------------------------------------------------------------------------
 
@@ -179,7 +198,8 @@ class PeerLinks:
         for name, peer in self._peers.items():
             if not peer.up:
                 continue
-            if now - peer.heard_at > self._timing.link_silence_s:
+            # Bytes count, not frames: a large one may take longer than that to arrive.
+            if peer.inbound is not None and now - peer.inbound.heard_at > self._timing.link_silence_s:
                 logger.warning("nothing heard from %s for %.1f s: link broken", name, self._timing.link_silence_s)
                 self._drop(name)
             elif now - peer.sent_at > self._timing.link_ping_s:
@@ -199,7 +219,6 @@ class PeerLinks:
         if up != peer.up:
             peer.up = up
             if up:
-                peer.heard_at = time.monotonic()
                 self.raft.link_up(name)
             else:
                 self.raft.link_down(name)
@@ -214,6 +233,8 @@ class PeerLinks:
                     link = await self._dial(name)
             except (OSError, TimeoutError, ssl.SSLError, ConnectionError) as error:
                 logger.debug("dialling %s failed: %r", name, error)
+            except Exception:
+                logger.exception("dialling %s failed; it is tried again", name)
             else:
                 if link is not None:
                     await self._serve_outbound(name, link)
@@ -287,9 +308,7 @@ class PeerLinks:
             "cluster_id": identity.cluster_id,
             "epoch": identity.epoch,
             "membership_generation": identity.membership_generation,
-            "store_id": identity.store_id,
-            "position": self.raft.position(),
-            "recovering": self.raft.recovering,
+            **asdict(self.raft.hello()),
         }
 
     # -- inbound --------------------------------------------------------------------------------------------------
@@ -301,7 +320,6 @@ class PeerLinks:
         peer = self._peers[link.peer]
         if peer.inbound is not link:
             return
-        peer.heard_at = time.monotonic()
         if message.get("type") != "ping":
             self.raft.receive(link.peer, message)
             self._poke()
@@ -315,7 +333,8 @@ class PeerLinks:
             link.transport.write(encode_frame({"type": "hello_ack", "error": error}))
             link.transport.close()
             return
-        accepted = self.raft.greet(name, hello["store_id"], tuple(hello["position"]), hello["recovering"])
+        self._strangers.discard(link)
+        accepted = self.raft.greet(name, _said(hello))
         link.transport.write(encode_frame({"type": "hello_ack", "must_recover": not accepted}))
         if not accepted:
             link.transport.close()
@@ -355,6 +374,26 @@ class PeerLinks:
                 f"its voter set is generation {hello.get('membership_generation')}, "
                 f"ours is {identity.membership_generation}"
             )
-        if not isinstance(hello.get("position"), list) or not isinstance(hello.get("store_id"), str):
-            return "its hello lacks position or store_id"
-        return None
+        return None if _is_complete(hello) else "its hello is incomplete or malformed"
+
+
+def _is_complete(hello: Message) -> bool:
+    recovered = hello.get("recovered")
+    numbers = [hello.get("term"), hello.get("last_index"), *(recovered if isinstance(recovered, list) else [])]
+    return (
+        isinstance(hello.get("store_id"), str)
+        and isinstance(hello.get("recovering"), bool)
+        and (recovered is None or (isinstance(recovered, list) and len(recovered) == 2))
+        and all(type(number) is int and 0 <= number < NUMBER_MAX for number in numbers)
+    )
+
+
+def _said(hello: Message) -> Hello:
+    recovered = hello["recovered"]
+    return Hello(
+        hello["store_id"],
+        hello["term"],
+        hello["last_index"],
+        hello["recovering"],
+        (recovered[0], recovered[1]) if recovered is not None else None,
+    )

@@ -1,16 +1,29 @@
 """What the other voters are known to hold durably, so that a wiped or rolled-back disk is noticed at its hello.
 
-A position is (term, index, store ID) of the last entry that a voter acknowledged or said hello with. A log only ever
-moves forward in (term, index), so a voter that comes back with less, or with another store, has forgotten promises.
+A position is (term, index, store ID): the latest term that a voter is known to have been in, and the highest index that
+it has acknowledged to that term's leader. Within one term neither its term nor such an index ever goes back, whatever
+tail of older terms is being replaced; a voter that says hello with less, or with another store, has forgotten promises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from raftreg.store import Store
 
 Position = tuple[int, int, str]
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a voter says of its disk when a link opens: current term, last log index, and where it last recovered."""
+
+    store_id: str
+    term: int
+    last_index: int
+    recovering: bool = False
+    recovered: tuple[int, int] | None = None
 
 
 class Positions:
@@ -21,27 +34,40 @@ class Positions:
         self._known = store.positions()
         self._changed = False
 
-    def greet(self, peer: str, store_id: str, position: tuple[int, int], recovering: bool) -> bool:
-        """A voter says hello. False: it has forgotten something that it had acknowledged, and must recover.
+    def greet(self, peer: str, hello: Hello) -> bool:
+        """False: the voter has forgotten something that it had acknowledged, and must recover.
 
         A recovering voter promises nothing any more; what is remembered of it starts anew with its hello.
         """
         known = self._known.get(peer)
-        if not recovering and known is not None and (store_id != known[2] or position < known[:2]):
+        if known is None or hello.recovering:
+            self._remember(peer, (hello.term, 0, hello.store_id))
+            return True
+        if hello.store_id != known[2]:
+            if hello.recovered is None or hello.recovered < known[:2]:
+                return False
+            self._remember(peer, (*hello.recovered, hello.store_id))
+            known = self._known[peer]
+        if (hello.term, hello.last_index) < known[:2]:
             return False
-        self._known[peer] = (*position, store_id)
-        self._changed = self._store.want_commit = True
+        if hello.term > known[0]:
+            # Its last index says nothing yet: an old tail may still be cut by the leader of the new term.
+            self._remember(peer, (hello.term, 0, known[2]))
         return True
 
+    def _remember(self, peer: str, position: Position) -> None:
+        self._known[peer] = position
+        self._changed = self._store.want_commit = True
+
     def acknowledged(self, peer: str, term: int, index: int) -> None:
-        """A voter has acknowledged an entry."""
+        """A voter has acknowledged the log up to `index` to the leader of `term`."""
         known = self._known.get(peer)
         if known is not None and known[:2] < (term, index):
             self._known[peer] = (term, index, known[2])
             self._changed = True
 
     def merge(self, told: Mapping[str, Position]) -> None:
-        """What the leader knows of the others; another store than the one known here is left for the hello."""
+        """What the leader knows; another store than the one known here is left for the hello."""
         for peer, (term, index, store_id) in told.items():
             if peer in self._others and peer in self._known and self._known[peer][2] == store_id:
                 self.acknowledged(peer, term, index)

@@ -23,12 +23,23 @@ from raftreg import engine
 from raftreg.config import Limits, Timing
 from raftreg.engine import now
 from raftreg.journal import Journal
-from raftreg.positions import Positions
+from raftreg.positions import Hello, Positions
 from raftreg.read_rounds import Complete, ForwardedReads, Freshness, ReadRounds
 from raftreg.snapshots import Fatal, Snapshots
 from raftreg.store import Store
 from raftreg.tables import View
-from raftreg.transport import CONFIRMED_AGE, RECOVERING, ROUND, TERM, Message, RaftTransport, has_fields, is_well_formed
+from raftreg.transport import (
+    CLOCK,
+    CONFIRMED_AGE,
+    RECOVERING,
+    ROUND,
+    TERM,
+    Message,
+    RaftTransport,
+    has_fields,
+    is_position,
+    is_well_formed,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +104,8 @@ class RaftNode:
             threaded=threaded_snapshots,
         )
         self.transport = RaftTransport(self.snapshots.cancelTransmisstion)
+        self.transport.clock = now
+        self._applied_index = applied_index
         self._inbox: list[tuple[str, Message]] = []
         self._up: set[str] = set()
         self._was_leader = False
@@ -109,6 +122,7 @@ class RaftNode:
 
         self.recovering = self.transport.recovering = store.recovering()
         self._recovering_peers: set[str] = set()
+        self._goals: dict[str, tuple[int, int]] = {}
         self._recovery_goal: tuple[int, int, str] | None = None
         self._positions = Positions(store, self.others)
         self._shared_at = float("-inf")
@@ -160,18 +174,25 @@ class RaftNode:
 
     def staleness_s(self) -> float | None:
         """Seconds since a quorum confirmed the leader whose commits up to then are applied here; None: never."""
-        fresh_at = self._rounds.confirmed_at if self.is_leader else self._freshness.fresh_at
+        fresh_at = self._rounds.confirmed_at if self._leads_for_sure() else self._freshness.fresh_at
         return None if fresh_at is None else max(0.0, now() - fresh_at)
 
-    def position(self) -> tuple[int, int]:
-        """(term, index) of the last entry held durably; for the hello of a link."""
-        return self.journal.last_term, self.journal.last_index
+    def _leads_for_sure(self) -> bool:
+        """A new leader has every committed entry in its log, but not in its state before its first one is applied."""
+        return self.is_leader and self.applied >= self.core.noop_index
+
+    def hello(self) -> Hello:
+        """What this voter says of its disk when a link opens (between turns, when all of it is durable)."""
+        identity = self.store.identity
+        return Hello(identity.store_id, self.term, self.journal.last_index, self.recovering, self.store.recovered())
 
     # -- events ---------------------------------------------------------------------------------------------------
 
-    def greet(self, peer: str, store_id: str, position: tuple[int, int], recovering: bool) -> bool:
+    def greet(self, peer: str, hello: Hello) -> bool:
         """A voter says hello. False: it has forgotten something that it had acknowledged, and must recover."""
-        return self._positions.greet(peer, store_id, position, recovering)
+        if hello.recovering:
+            self.core.forget_match(self._nodes[peer])
+        return self._positions.greet(peer, hello)
 
     def link_up(self, peer: str) -> None:
         """Both directions to a voter are open."""
@@ -182,6 +203,9 @@ class RaftNode:
         """A direction broke, or the voter was silent too long. Frames of the old link are no longer delivered."""
         self._inbox = [item for item in self._inbox if item[0] != peer]
         self._rounds.forget(peer)
+        self._full_peers.pop(peer, None)
+        if peer == self.leader:
+            self.snapshots.sender_lost()
         self._completions += self._forwarded.lost(peer)
         if peer in self._up:
             self._up.discard(peer)
@@ -271,7 +295,7 @@ class RaftNode:
     def _compact(self) -> None:
         if self.snapshots.compaction_due() and self.journal.first_index < self.applied - 1:
             self.core.forceLogCompaction()
-        elif not self.snapshots.receiving:
+        else:
             self.store.reclaim(self._limits.reclaim_rows_max)
 
     # -- entries --------------------------------------------------------------------------------------------------
@@ -299,6 +323,9 @@ class RaftNode:
 
     def on_state_changed(self, _old: int, _new: int) -> None:
         self._rounds.reset()
+        self.transport.confirmed_age = None
+        self._goals.clear()
+        self._full_peers.clear()
 
     def transfer_leadership(self) -> bool:
         """Ask the voter that is furthest to take over; False when none has the whole log yet. Best effort."""
@@ -307,13 +334,14 @@ class RaftNode:
     # -- messages -------------------------------------------------------------------------------------------------
 
     def _handle(self, peer: str, message: Message) -> None:
-        own = _OWN_MESSAGES.get(message.get("type", ""))
-        if own is not None and has_fields(message):
-            own(self, peer, message)
-        elif own is None and is_well_formed(message):
+        if not has_fields(message):
+            logger.warning("malformed %r message from %s ignored", message.get("type"), peer)
+        elif message["type"] in _OWN_MESSAGES:
+            _OWN_MESSAGES[message["type"]](self, peer, message)
+        elif is_well_formed(message):
             self._deliver(peer, message)
         else:
-            logger.warning("malformed %r message from %s ignored", message.get("type"), peer)
+            logger.warning("malformed %s from %s ignored", message["type"], peer)
 
     def _deliver(self, peer: str, message: Message) -> None:
         kind = message["type"]
@@ -323,6 +351,9 @@ class RaftNode:
             self.transport.deliver(self._nodes[peer], message)
         finally:
             self.journal.end_message()
+        if "serialized" in message and self.applied != max(self._applied_index(self.store.view()), 1):
+            # pysyncobj swallows what goes wrong while it rebases the log on a snapshot.
+            self._fatal(f"log and state disagree after a snapshot: {self.applied} is applied by the one only")
         if kind == "append_entries":
             if message["term"] == self.term:
                 self._note_leader(message)
@@ -331,23 +362,25 @@ class RaftNode:
 
     def _note_leader(self, message: Message) -> None:
         self._leader_heard = now()
-        age = message.get(CONFIRMED_AGE)
-        if isinstance(age, float) and "prevLogIdx" in message:
-            self._freshness.announce(message["commit_index"], self._leader_heard - age)
+        # Dated by our own clock, which the leader had from us before it sent this: a frame may wait long on its way.
+        age, sent_after = message.get(CONFIRMED_AGE), message.get(CLOCK)
+        if isinstance(age, float) and isinstance(sent_after, float) and "prevLogIdx" in message:
+            self._freshness.announce(message["commit_index"], min(sent_after, self._leader_heard) - age)
 
     def _note_acknowledgement(self, peer: str, message: Message) -> None:
         if not self.is_leader or message[TERM] != self.term:
             return
-        if message.get(RECOVERING):
-            self._recovering_peers.add(peer)
-            return
-        self._recovering_peers.discard(peer)
         if isinstance(message.get(ROUND), int):
             self._rounds.echo(peer, message[ROUND])
-        if message["success"]:
-            entry = self.journal.entry(message["next_node_idx"] - 1)
-            if entry is not None:
-                self._positions.acknowledged(peer, entry[2], entry[1])
+        if isinstance(message.get(CLOCK), float):
+            self.transport.clocks[peer] = message[CLOCK]
+        if message.get(RECOVERING):
+            self._recovering_peers.add(peer)
+            self.core.forget_match(self._nodes[peer])
+            return
+        self._recovering_peers.discard(peer)
+        if message["success"] and message["next_node_idx"] - 1 <= self.journal.last_index:
+            self._positions.acknowledged(peer, self.term, message["next_node_idx"] - 1)
 
     def _say(self, peer: str, kind: str, **fields: Any) -> None:
         self.transport.outbox.append((peer, {"type": kind, **fields}))
@@ -367,9 +400,15 @@ class RaftNode:
             return
         self._pre_votes = {self.name}
         self._pre_vote_term = self.term + 1
-        last_term, last_index = self.position()
+        journal = self.journal
         for peer in self._up:
-            self._say(peer, "pre_vote", term=self._pre_vote_term, last_log_index=last_index, last_log_term=last_term)
+            self._say(
+                peer,
+                "pre_vote",
+                term=self._pre_vote_term,
+                last_log_index=journal.last_index,
+                last_log_term=journal.last_term,
+            )
 
     def _on_pre_vote(self, peer: str, message: Message) -> None:
         if message["term"] <= self.term:
@@ -378,7 +417,8 @@ class RaftNode:
         heard = now() - self._leader_heard < _LEADER_HEARD_FRACTION * self._timing.raft_min_timeout_s
         if self.recovering or self.is_leader or heard:
             return
-        if (message["last_log_term"], message["last_log_index"]) >= self.position():
+        own = (self.journal.last_term, self.journal.last_index)
+        if (message["last_log_term"], message["last_log_index"]) >= own:
             self._say(peer, "pre_vote_granted", term=message["term"])
 
     def _on_pre_vote_granted(self, peer: str, message: Message) -> None:
@@ -418,7 +458,7 @@ class RaftNode:
         if not self.is_leader:
             return
         self.transport.round += 1
-        confirmed_at = self._rounds.confirmed_at
+        confirmed_at = self._rounds.confirmed_at if self._leads_for_sure() else None
         self.transport.confirmed_age = None if confirmed_at is None else now() - confirmed_at
         if self._rounds.open(self.transport.round, max(self.commit_index, self.core.noop_index)):
             self.core.send_soon()
@@ -431,6 +471,7 @@ class RaftNode:
         if not self.others or any(message["type"] == "append_entries" for _, message in self.transport.outbox):
             self._rounds.sent(number, now())
         self._completions += self._rounds.confirm(number, self._recovering_peers)
+        self._send_goals()
 
     def _on_read_index(self, peer: str, message: Message) -> None:
         number = message["id"]
@@ -453,13 +494,17 @@ class RaftNode:
         if not self.is_leader or now() - self._shared_at < _SHARE_PERIOD_S:
             return
         self._shared_at = now()
+        own = (self.term, self.journal.last_index, self.store.identity.store_id)
         for peer in self._up:
-            self._say(peer, "positions", positions=self._positions.shared())
-            if peer in self._recovering_peers:
-                self._offer_recovery_goal(peer)
+            self._say(peer, "positions", positions={**self._positions.shared(), self.name: own})
+            if peer in self._recovering_peers and peer not in self._goals:
+                self._goals[peer] = (self.transport.round + 1, max(self.commit_index, self.core.noop_index))
 
-    def _on_positions(self, _peer: str, message: Message) -> None:
-        self._positions.merge(message["positions"])
+    def _on_positions(self, peer: str, message: Message) -> None:
+        if all(is_position(position) for position in message["positions"].values()):
+            self._positions.merge(message["positions"])
+        else:
+            logger.warning("malformed positions from %s ignored", peer)
 
     # -- storage --------------------------------------------------------------------------------------------------
 
@@ -492,19 +537,16 @@ class RaftNode:
         if self.is_leader:
             self.core.step_down()
 
-    def _offer_recovery_goal(self, peer: str) -> None:
-        """Tell a recovering voter where it has caught up: a read index that a quorum without it confirms from now on.
+    def _send_goals(self) -> None:
+        """Tell a recovering voter where it has caught up, once every other voter has confirmed this leader since.
 
-        That quorum overlaps with every majority that a forgotten vote or acknowledgement of it belonged to, so this
-        leader is the newest one that it can have promised anything to, and holds everything that it acknowledged.
+        None of them can then be a candidate or leader of a higher term that holds a vote, or counts on an
+        acknowledgement, which the recovering voter has forgotten; so this leader has everything that it ever promised.
         """
-        term = self.term
-
-        def answer(index: int | None) -> None:
-            if index is not None:
-                self._send(peer, {"type": "caught_up", "term": term, "index": index})
-
-        self._rounds.ask(answer)
+        for peer, (number, index) in list(self._goals.items()):
+            if all(self._rounds.echoed(other) >= number for other in self.others if other != peer):
+                del self._goals[peer]
+                self._say(peer, "caught_up", term=self.term, index=index)
 
     def _on_caught_up(self, peer: str, message: Message) -> None:
         if self.recovering and message["term"] == self.term and peer == self.leader:
@@ -525,6 +567,7 @@ class RaftNode:
         self.recovering = self.transport.recovering = False
         # The vote of this term may have been forgotten; giving it to its known leader can contradict nobody.
         self.core.vote_for(leader)
+        self.store.put_recovered(self.term, self.applied)
         self.store.put_recovering(False)
 
     def close(self) -> None:

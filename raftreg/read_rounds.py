@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 ROUNDS_IN_FLIGHT_MAX = 2
 FORWARDED_MAX = 4096
+# Rounds of which the time is kept until they are confirmed; the oldest go first, which only makes a state look older.
+SENT_MAX = 4096
 
 Complete = Callable[[int | None], None]
 Completion = tuple[Complete, int | None]
@@ -32,7 +34,7 @@ class ReadRounds:
         self._needed = voters // 2  # echoes beside the leader's own word
         self._waiting: list[_Read] = []
         self._sent: deque[_Read] = deque()
-        self._sent_at: deque[tuple[int, float]] = deque()
+        self._sent_at: deque[tuple[int, float]] = deque(maxlen=SENT_MAX)
         self._echoed: dict[str, int] = {}
         self.confirmed_at: float | None = None
 
@@ -67,6 +69,10 @@ class ReadRounds:
         """A voter acknowledged something of round `number` in the current term."""
         if number > self._echoed.get(peer, 0):
             self._echoed[peer] = number
+
+    def echoed(self, peer: str) -> int:
+        """The latest round of this term that a voter has acknowledged; 0 for none."""
+        return self._echoed.get(peer, 0)
 
     def forget(self, peer: str) -> None:
         self._echoed.pop(peer, None)

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _LENGTH = struct.Struct(">I")
 _HEADER, _ROWS, _TRAILER = "header", "rows", "trailer"
 _SERVING_KEEP_FACTOR = 4  # how far a peer that receives a snapshot may hold back trimming, in `log_keep_bytes`
+_ABANDONED_MAX = 4  # half-installed snapshots waiting for their deletion; more would use up the named databases
 _CHUNKS_PER_TURN = 8  # per peer; a turn with more would keep commits and heartbeats waiting
 Chunk = tuple[bytes, int, int, bytes]
 Transmission = tuple[Chunk, bool, bool]
@@ -282,7 +283,14 @@ class Snapshots:
 
     @property
     def receiving(self) -> bool:
+        """Whether a part of a snapshot has arrived and the rest is due."""
         return self._incoming is not None
+
+    def sender_lost(self) -> None:
+        """The link to the leader broke: what it had sent of a snapshot is given up, and deleted step by step."""
+        if self._incoming is not None:
+            self._incoming = None
+            self._store.abandon_install()
 
     def setTransmissionData(self, data: Any) -> bool:
         """Take one chunk; True when the whole snapshot has arrived intact and `deserialize` may install it.
@@ -295,6 +303,12 @@ class Snapshots:
         snapshot_id, sequence, crc, body = data[0]
         if zlib.crc32(body) != crc:
             return self._refuse("checksum of a chunk does not match")
+        try:
+            return self._take(snapshot_id, sequence, body)
+        except (ValueError, TypeError, IndexError, msgpack.exceptions.UnpackException) as error:
+            return self._refuse(f"a chunk cannot be read: {error}")
+
+    def _take(self, snapshot_id: bytes, sequence: int, body: bytes) -> bool:
         kind, *content = msgpack.unpackb(body)
         if kind == _HEADER and sequence == 0:
             return self._start(snapshot_id, *content)
@@ -312,6 +326,8 @@ class Snapshots:
     def _start(self, snapshot_id: bytes, last: list[Any], previous: list[Any]) -> bool:
         self._incoming = None
         self._store.abandon_install()
+        if self._store.abandoned_generations > _ABANDONED_MAX:
+            return self._refuse("earlier ones that broke off are still being deleted")
         if self._is_newer(last[1]):
             self._incoming = _Incoming(
                 snapshot_id, (last[0], last[1], last[2]), (previous[0], previous[1], previous[2])

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,7 @@ _COMMIT_INDEX = b"commit_index"
 _GENERATION = b"generation"
 _GARBAGE = b"garbage"
 _RECOVERING = b"recovering"
+_RECOVERED = b"recovered"
 _POSITIONS = b"positions"
 
 LogEntry = tuple[bytes, int, int]
@@ -81,7 +82,8 @@ def initialise(
             txn.put(_IDENTITY, msgpack.packb(_identity_to_row(identity)), db=meta)
             if recovering:
                 txn.put(_RECOVERING, b"1", db=meta)
-    _sync_directory(path)
+    for directory in (path, path.parent, path.parent.parent):
+        _sync_directory(directory)
     return identity
 
 
@@ -123,8 +125,8 @@ def _sync_directory(path: Path) -> None:
 class StateReader:
     """Log and state of one committed moment. It pins pages of the file until it is closed."""
 
-    def __init__(self, txn: lmdb.Transaction, log: Any, state: Any) -> None:
-        self._txn, self._log, self._state = txn, log, state
+    def __init__(self, txn: lmdb.Transaction, log: Any, state: Any, closed: Callable[[], None]) -> None:
+        self._txn, self._log, self._state, self._closed = txn, log, state, closed
 
     def view(self) -> View:
         return View(self._txn, self._state)
@@ -143,6 +145,7 @@ class StateReader:
 
     def close(self) -> None:
         self._txn.abort()
+        self._closed()
 
 
 class Store:
@@ -179,6 +182,7 @@ class Store:
         self.generation = int(self.txn.get(_GENERATION, b"1", db=self._meta))
         self._state = self._open_db(b"state@%d" % self.generation)
         self._installing: tuple[int, Any] | None = None
+        self._read_generations: list[int] = []
         self.want_commit = False
         self._garbage_generations: list[int] = self._get_packed(_GARBAGE, [])
         self._page_size = int(self.txn.stat(self._meta)["psize"])
@@ -257,8 +261,16 @@ class Store:
             self.txn.delete(_RECOVERING, db=self._meta)
         self.want_commit = True
 
+    def recovered(self) -> tuple[int, int] | None:
+        """(term, index) with which this voter last left recovery."""
+        row = self._get_packed(_RECOVERED, None)
+        return None if row is None else (int(row[0]), int(row[1]))
+
+    def put_recovered(self, term: int, index: int) -> None:
+        self._put_packed(_RECOVERED, (term, index))
+
     def positions(self) -> dict[str, tuple[int, int, str]]:
-        """The highest position that each other peer is known to hold durably: name -> (term, index, store ID)."""
+        """What each other peer is known to hold durably: name -> (term, index, store ID); see `raftreg.positions`."""
         return {name: (term, index, store) for name, (term, index, store) in self._get_packed(_POSITIONS, {}).items()}
 
     def put_positions(self, positions: dict[str, tuple[int, int, str]]) -> None:
@@ -326,6 +338,11 @@ class Store:
         self.txn.put(_GENERATION, b"%d" % number, db=self._meta)
         self.want_commit = True
 
+    @property
+    def abandoned_generations(self) -> int:
+        """How many generations wait for their deletion, the one under installation included."""
+        return len(self._garbage_generations)
+
     def _put_garbage(self, generations: list[int]) -> None:
         self._garbage_generations = generations
         self._put_packed(_GARBAGE, generations)
@@ -338,8 +355,9 @@ class Store:
         """Delete up to `rows_max` rows of abandoned generations; returns how many went. 0 means nothing is left."""
         if not self._garbage_generations:
             return 0
-        busy = self._installing[0] if self._installing else None
-        waiting = [g for g in self._garbage_generations if g != busy]
+        # A generation that a snapshot is still being copied from must not lose its handle.
+        busy = {*self._read_generations, *([self._installing[0]] if self._installing else [])}
+        waiting = [g for g in self._garbage_generations if g not in busy]
         if not waiting:
             return 0
         name = b"state@%d" % waiting[0]
@@ -359,9 +377,10 @@ class Store:
     # -- figures --------------------------------------------------------------------------------------------------
 
     def used_bytes(self) -> int:
-        """Bytes of live pages of log and state; what counts against `db_soft_limit_bytes`."""
+        """Bytes of live pages of log and states, abandoned ones included; counts against `db_soft_limit_bytes`."""
         pages = 0
-        for database in (self._log, self._state):
+        leftovers = [self._open_db(b"state@%d" % generation) for generation in self._garbage_generations]
+        for database in (self._log, self._state, *leftovers):
             stat = self.txn.stat(database)
             pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return int(pages) * self._page_size
@@ -378,4 +397,8 @@ class Store:
 
     def begin_read(self) -> StateReader:
         """A read transaction of the last commit, usable in any thread; call right after `commit`, close it soon."""
-        return StateReader(self.env.begin(buffers=True), self._log, self._state)
+        generation = self.generation
+        self._read_generations.append(generation)
+        return StateReader(
+            self.env.begin(buffers=True), self._log, self._state, lambda: self._read_generations.remove(generation)
+        )

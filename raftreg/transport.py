@@ -29,6 +29,9 @@ TERM = "_term"  # on next_node_idx: the sender's current term
 ROUND = "_round"  # on append_entries: the leader's read round; echoed on next_node_idx
 CONFIRMED_AGE = "_age"  # on append_entries: seconds since a quorum last confirmed this leader, or None
 RECOVERING = "_recovering"  # on next_node_idx: the sender has not caught up; it counts for nothing
+CLOCK = "_clock"  # on next_node_idx: the sender's clock; on append_entries: the latest one that the receiver had sent
+
+NUMBER_MAX = 1 << 62  # of terms, indexes and rounds: what a frame can hold, and far above what will ever be reached
 
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "append_entries": {"term": int, "commit_index": int},
@@ -61,7 +64,16 @@ def has_fields(message: Message) -> bool:
     """Whether a message has the fields of its type, with their types. False for a type that is not known."""
     kind = message.get("type")
     fields = _FIELDS.get(kind) or _OWN_FIELDS.get(kind) if isinstance(kind, str) else None
-    return fields is not None and all(isinstance(message.get(name), kinds) for name, kinds in fields.items())
+    return fields is not None and all(_fits(message.get(name), kinds) for name, kinds in fields.items())
+
+
+def _fits(value: object, kinds: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and (type(value) is not int or 0 <= value < NUMBER_MAX)
+
+
+def is_position(value: object) -> bool:
+    """(term, index, store ID) as it comes out of a frame."""
+    return isinstance(value, list | tuple) and [type(part) for part in value] == [int, int, str]
 
 
 def is_well_formed(message: Message) -> bool:
@@ -72,19 +84,28 @@ def is_well_formed(message: Message) -> bool:
         return True
     if "prevLogIdx" in message:
         return _entries_are_well_formed(message)
-    return "serialized" in message
+    return "serialized" in message and _chunk_is_well_formed(message["serialized"])
 
 
 def _entries_are_well_formed(message: Message) -> bool:
-    entries = message.get("entries")
-    if not isinstance(entries, list) or not isinstance(message["prevLogIdx"], int):
+    entries, index = message.get("entries"), message["prevLogIdx"]
+    if not isinstance(entries, list) or not _fits(index, int) or not _fits(message.get("prevLogTerm"), int):
         return False
-    index = message["prevLogIdx"]
     for entry in entries:
         index += 1
-        if len(entry) != 3 or not isinstance(entry[0], bytes) or not entry[0] or entry[1] != index:
+        if not isinstance(entry, list) or len(entry) != 3 or entry[1] != index:
             return False
-    return isinstance(message.get("prevLogTerm"), int)
+        if not isinstance(entry[0], bytes) or not entry[0] or not _fits(entry[2], int):
+            return False
+    return True
+
+
+def _chunk_is_well_formed(serialized: object) -> bool:
+    if serialized is None:
+        return True
+    if not isinstance(serialized, list) or [type(part) for part in serialized] != [list, bool, bool]:
+        return False
+    return [type(part) for part in serialized[0]] == [bytes, int, int, bytes]
 
 
 class RaftTransport(Transport):  # type: ignore[misc]
@@ -101,6 +122,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self.recovering = False
         self.round = 0
         self.confirmed_age: float | None = None
+        self.clock: Callable[[], float] = lambda: 0.0
+        self.clocks: dict[str, float] = {}
         self._echo: int | None = None
         self._held: dict[str, int] = {}
 
@@ -120,6 +143,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             message = self.without_unchecked_commit(message)
             message[ROUND] = self.round
             message[CONFIRMED_AGE] = self.confirmed_age
+            message[CLOCK] = self.clocks.get(node.id)
         self.outbox.append((node.id, message))
         return True
 
@@ -128,6 +152,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             message["next_node_idx"] = self.matching_reset(message["next_node_idx"])
         message[TERM] = self.core.raftCurrentTerm
         message[ROUND] = self._echo
+        message[CLOCK] = self.clock()
         if self.recovering:
             message[RECOVERING] = True
         return message
@@ -164,8 +189,10 @@ class RaftTransport(Transport):  # type: ignore[misc]
             return
         if message.get(RECOVERING) and message["success"]:
             message["success"] = False  # a peer that may have forgotten promises counts for no commit
-        before = self.core.next_index(node)
+        before, heard = self.core.next_index(node), self.core.heard_from(node)
         self._onMessageReceived(node, message)
+        if message.get(RECOVERING):
+            self.core.set_heard_from(node, heard)  # nor does it make a quorum
         held = self._held.pop(node.id, None)
         if message["reset"]:
             self.core.send_soon()
@@ -173,6 +200,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             self.core.set_next_index(node, held)
             self.core.send_soon()
         elif message["success"]:
+            self._cancel_transmission(node)  # its log fits: a snapshot that a late reset had begun again is not needed
             self.core.set_next_index(node, self.restored_next_index(before, self.core.next_index(node)))
 
     def accepts_acknowledgement(self, message: Message) -> bool:
@@ -210,5 +238,6 @@ class RaftTransport(Transport):  # type: ignore[misc]
     def link_down(self, node: Node) -> None:
         """Chunks that were under way are gone; the next transmission to that peer starts anew."""
         self._held.pop(node.id, None)
+        self.clocks.pop(node.id, None)
         self._cancel_transmission(node)
         self._onNodeDisconnected(node)

@@ -148,10 +148,9 @@ class Cluster:
     def _say_hello(self, source: str, target: str) -> None:
         """As `peer_links` does: a voter that has forgotten something is told so, and says hello as recovering."""
         node = self.nodes[source]
-        store_id = node.store.identity.store_id
-        if not self.nodes[target].greet(source, store_id, node.position(), node.recovering):
+        if not self.nodes[target].greet(source, node.hello()):
             node.begin_recovery(f"{target} remembers more")
-            assert self.nodes[target].greet(source, store_id, node.position(), True)
+            assert self.nodes[target].greet(source, node.hello())
 
     def disconnect(self, a: str, b: str) -> None:
         """The connections between a and b break: what was in flight is lost, both notice."""

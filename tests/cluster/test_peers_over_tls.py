@@ -205,8 +205,10 @@ def hello(store_id: str = "0" * 16, **changes: Any) -> dict[str, Any]:
         "epoch": 1,
         "membership_generation": 1,
         "store_id": store_id,
-        "position": [0, 1],
+        "term": 0,
+        "last_index": 1,
         "recovering": False,
+        "recovered": None,
         **changes,
     }
 
@@ -235,7 +237,10 @@ async def say(address: str, tls: TlsFiles, message: dict[str, Any]) -> dict[str,
         ({"protocol": 99}, "protocol 99"),
         ({"membership_generation": 7}, "generation 7"),
         ({"type": "append_entries"}, "starts with a peer's certificate and a hello"),
-        ({"position": "far"}, "lacks position"),
+        ({"last_index": "far"}, "incomplete or malformed"),
+        ({"recovered": [1, 2, 3]}, "incomplete or malformed"),
+        ({"term": 1 << 63}, "incomplete or malformed"),
+        ({"recovering": None}, "incomplete or malformed"),
     ],
 )
 async def test_a_hello_that_does_not_fit_is_refused_with_the_reason(

@@ -39,6 +39,7 @@ def test_what_render_writes_is_what_load_reads(tmp_path: Path) -> None:
         ("uploads_max = 3", "uploads_max = 0", "positive"),
         ("uploads_max = 3", "uploads_max = 1.5", "whole number"),
         ("uploads_max = 3", "uploads = 3", "unknown bound"),
+        ("[limits]", "[limits]\nsession_window = 256", "at most 255"),
         ("[limits]", '[tls]\nca = "x"\ncert = "x"\nkey = "x"\n[limits]', "there is no file"),
         ("[limits]", '[interzone]\nlisten = "127.0.0.1:1"\n[limits]', r"need \[tls\]"),
         ("[auth]", "[auth", "not TOML"),

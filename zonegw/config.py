@@ -11,6 +11,10 @@ from zonegw.errors import ConfigError
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
+# The registry remembers 256 results. One of them is the last that was acked, which the handshake names: a batch of 256
+# with a lost answer would push it out, and the session would count as diverged.
+SESSION_WINDOW_MAX = 255
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -31,8 +35,8 @@ class Limits:
     queue_retain_max_writes: int = 1_000_000
     # Removed per turn, so that pruning never holds up a request.
     prune_batch_max: int = 256
-    # Operations in flight; the registry remembers the results of as many.
-    session_window: int = 256
+    # Operations in flight.
+    session_window: int = SESSION_WINDOW_MAX
     # One request to the registry; below its body limit with room for the envelope.
     drain_batch_max_bytes: int = 512 * KIB
 
@@ -275,6 +279,8 @@ def _limits(table: dict[str, Any]) -> Limits:
             raise ConfigError(f"limits.{name} must be a positive number")
         if kinds[name] is int and not isinstance(value, int):
             raise ConfigError(f"limits.{name} must be a whole number")
+    if table.get("session_window", 1) > SESSION_WINDOW_MAX:
+        raise ConfigError(f"limits.session_window must be at most {SESSION_WINDOW_MAX}: the registry remembers no more")
     return Limits(**table)
 
 

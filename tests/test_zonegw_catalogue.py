@@ -209,6 +209,28 @@ def test_a_bootstrap_merges_by_version_and_forgets_what_is_gone(side: Side) -> N
     side.check()
 
 
+def test_a_repeated_answer_makes_no_version_of_another_side_an_own_one(side: Side) -> None:
+    """The answer to a retry shows the image as it is now, with what others did since our write."""
+    side.lay({"position": 1, "kind": "create", "image": image(0)})
+    side.lay(update(2, name="ours"))
+    now = image(3, name="theirs", attribute_versions={"name": 3, "min_ram": 2})
+    with side.store.transaction() as txn:
+        side.catalogue.acknowledge(txn, UUID, 1, {"revision": 1, "version": 1, "image": now})
+    assert side.catalogue.base_for(side.store.read(), UUID, 0, ["name"]) == 0
+
+
+def test_a_repeated_answer_keeps_own_versions_own(side: Side) -> None:
+    """The image was changed elsewhere since: what we changed before must not look like somebody else's change."""
+    side.lay({"position": 1, "kind": "create", "image": image(0)})
+    side.lay(update(2, name="ours"))
+    side.lay(update(3, name="ours again"))
+    now = image(3, name="ours", attribute_versions={"name": 2, "min_ram": 3})
+    with side.store.transaction() as txn:
+        side.catalogue.acknowledge(txn, UUID, 1, {"revision": 1, "version": 1, "image": now})
+        side.catalogue.acknowledge(txn, UUID, 2, {"revision": 2, "version": 2, "image": now})
+    assert side.catalogue.base_for(side.store.read(), UUID, 0, ["name"]) == 3
+
+
 @pytest.mark.parametrize(
     ("changed", "own", "base", "attributes", "expected"),
     [

@@ -83,7 +83,7 @@ class Catalogue:
         key = key_of(uuid)
         before = self.get(txn, uuid)
         row = txn.row("overlay", key) or overlay.empty()
-        overlay.acknowledge(row, position, result["revision"], result.get("image"))
+        overlay.acknowledge(row, position, result["revision"], result.get("version"), result.get("image"))
         self._save(txn, key, row, before)
 
     def delete_was_done(self, txn: Txn, uuid: str, position: int) -> None:

@@ -83,11 +83,14 @@ def created(row: Row) -> Row | None:
     return next((patch for patch in row["patches"] if patch["kind"] == "create" and patch["state"] != "acked"), None)
 
 
-def acknowledge(row: Row, position: int, revision: int, image: Image | None) -> None:
-    """The registry applied the write at `position` as `revision`; `image` is the image after it, where it told."""
+def acknowledge(row: Row, position: int, revision: int, version: int | None, image: Image | None) -> None:
+    """The registry applied the write at `position` as `revision`, which made `version`.
+
+    `image` is as it was when the registry answered, where it told: a repeated answer shows what others did since.
+    """
     row["acked"] = max(row["acked"], revision)
-    if image is not None:
-        row["own_versions"] = [*row["own_versions"], image["version"]][-OWN_VERSIONS_MAX:]
+    if version is not None:
+        row["own_versions"] = [*row["own_versions"], version][-OWN_VERSIONS_MAX:]
     patch = next((p for p in row["patches"] if p["position"] == position), None)
     if patch is None:
         return

@@ -183,6 +183,21 @@ def test_a_parked_create_stays_readable_with_its_updates_until_the_uuid_is_anoth
     assert (side.seen() or {})["name"] == "theirs"
 
 
+@pytest.mark.parametrize("feed_first", [True, False])
+def test_a_parked_create_that_the_registry_has_all_the_same_covers_nothing(side: Side, feed_first: bool) -> None:
+    side.lay({"position": 1, "kind": "create", "image": image(0)})
+    side.lay(update(2, name="parked too"))
+    if feed_first:
+        side.change(9, image(1))
+    side.park(1)
+    side.park(2)
+    if not feed_first:
+        side.change(9, image(1))
+    assert side.seen() == image(1)
+    assert not side.overlaid()
+    assert side.catalogue.create_pending(side.store.read(), UUID) is None
+
+
 def test_the_feed_position_never_goes_back(side: Side) -> None:
     side.change(5, image(1))
     with pytest.raises(AssertionError, match="go back"), side.store.transaction() as txn:

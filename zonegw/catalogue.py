@@ -86,9 +86,10 @@ class Catalogue:
         overlay.acknowledge(row, position, result["revision"], result.get("version"), result.get("image"))
         self._save(txn, key, row, before)
 
-    def delete_was_done(self, txn: Txn, uuid: str, position: int) -> None:
-        """Another side deleted the image before the delete at `position`: it stays gone until the feed says so too."""
-        self.acknowledge(txn, uuid, position, {"revision": overlay.WHEN_THE_FEED_SAYS})
+    def delete_was_done(self, txn: Txn, uuid: str, position: int, revision: int | None) -> None:
+        """Another side deleted the image, as `revision` where that is known, before the delete at `position`: it stays
+        gone until the feed says so too, which it may have done already."""
+        self.acknowledge(txn, uuid, position, {"revision": revision or overlay.WHEN_THE_FEED_SAYS})
 
     def park(self, txn: Txn, uuid: str, position: int) -> None:
         key = key_of(uuid)
@@ -96,6 +97,7 @@ class Catalogue:
         row = txn.row("overlay", key)
         if row is not None:
             overlay.park(row, position)
+            self._adopt(txn, key, row)
             self._save(txn, key, row, before)
 
     # The registry's changes.
@@ -112,6 +114,7 @@ class Catalogue:
             overlay.tombstone(row, change["revision"])
         else:
             self._put_newer(txn, key, known, change["image"])
+            self._adopt(txn, key, row)
         overlay.reached(row, change["revision"])
         self._save(txn, key, row, before, reached=change["revision"])
         return known if change.get("deleted") else None
@@ -180,10 +183,16 @@ class Catalogue:
             row = unpack(data)
             registered = self._registered(txn, key)
             before = overlay.effective(registered, row)
+            self._adopt(txn, key, row)
             if row["deleted"] and registered is None:
                 row["acked"] = revision
             overlay.reached(row, revision)
             self._save(txn, key, row, before, reached=revision)
+
+    def _adopt(self, txn: Txn, key: bytes, row: dict[str, Any]) -> None:
+        registered = self._registered(txn, key)
+        if registered is not None:
+            overlay.adopt(row, registered)
 
     def _pass(self, txn: Txn) -> int:
         return int(txn.row("meta", _PASS) or 0)

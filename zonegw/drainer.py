@@ -344,7 +344,7 @@ class Drainer:
         reason = {name: value for name, value in error.items() if name != "image"}
         if write.command["op"] == "delete_image" and error["code"] == "image_deleted":
             self._queue.refuse(txn, session, write)
-            self._catalogue.delete_was_done(txn, write.uuid, write.position)
+            self._catalogue.delete_was_done(txn, write.uuid, write.position, error.get("revision"))
             return
         if write.position in self._verdicts:
             self._queue.refuse(txn, session, write)

@@ -115,6 +115,14 @@ def park(row: Row, position: int) -> None:
             patch["state"] = "parked"
 
 
+def adopt(row: Row, registered: Image) -> None:
+    """A parked create that the registry has all the same (its answer was lost, then the session) is no longer laid
+    over it, nor what was parked behind it: the registry's image shows, and takes writes again."""
+    here = created(row)
+    if here is not None and here["state"] == "parked" and same_create(here["image"], registered):
+        row["patches"] = [patch for patch in row["patches"] if patch["state"] != "parked"]
+
+
 def reached(row: Row, revision: int) -> bool:
     """Drop what the catalogue contains at `revision`; True when nothing of the row is left."""
     row["patches"] = [p for p in row["patches"] if p["state"] != "acked" or p["revision"] > revision]

@@ -1,5 +1,6 @@
 """Draining to a real registry over a link that loses answers: nothing is lost, applied twice, or refused wrongly."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,18 @@ class LossyLink:
         return results
 
 
+class HeldLink(LossyLink):
+    """The uplink, but operations leave only once `gate` is open."""
+
+    def __init__(self, uplink: Any, gate: asyncio.Event) -> None:
+        super().__init__(uplink, lambda operations: False)
+        self._gate = gate
+
+    async def session_operations(self, session: str, operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        await self._gate.wait()
+        return await super().session_operations(session, operations)
+
+
 def lose(zone: Zone, loses: Callable[[list[dict[str, Any]]], bool]) -> LossyLink:
     """Put a lossy link between the drainer and the registry."""
     drainer = zone.gateway.drainer
@@ -61,3 +74,47 @@ async def test_the_lost_answer_to_a_full_batch_loses_no_session(cluster: Registr
         assert link.lost == 1
         assert zone.gateway.status.document()["sessions_lost"] == []
         assert parked(zone) == []
+
+
+async def test_a_delete_that_another_side_made_first_leaves_no_overlay_though_the_feed_told_of_it_before(
+    cluster: Registry, tmp_path: Path
+) -> None:
+    async with running(tmp_path / "fra", registry=cluster) as zone, cluster.client() as client:
+        await zone.drained()
+        image = await zone.create(name="doomed")
+        await zone.drained()
+        gate = asyncio.Event()
+        zone.gateway.drainer._link = HeldLink(zone.gateway.uplink, gate)
+        assert await zone.status("DELETE", image["self"]) == 204
+        deleted = await client.delete_image(image["id"], force=True)
+        feed, store = zone.gateway.feed, zone.gateway.store
+        position = zone.gateway.catalogue.position(store.read()) or (0, 0)
+        async with asyncio.timeout(20):
+            await feed.reached((position[0], deleted["revision"]))
+        gate.set()
+        await zone.drained()
+        assert parked(zone) == []
+        assert await zone.status("GET", image["self"]) == 404
+
+
+async def test_creates_that_were_applied_before_the_session_was_lost_can_be_changed_again(
+    cluster: Registry, tmp_path: Path
+) -> None:
+    """They are parked, for their answer was lost; but the registry has them, so what follows goes there."""
+    async with running(tmp_path / "fra", registry=cluster) as zone, cluster.client() as client:
+        await zone.drained()
+        link = lose(zone, lambda operations: True)
+        image = await zone.create(name="backup")
+        await until(lambda: link.lost > 0, "the create to be applied")
+        await client.open_session(
+            gateway="fra-1", zone="fra", session=str(uuid4()), highest_sequence=0, acked_sequence=0,
+            acked_hash=bytes(16),
+        )  # fmt: skip
+        await until(lambda: len(parked(zone)) == 1, "the create to be parked")
+        zone.gateway.drainer._link = zone.gateway.uplink
+        await zone.drained()
+        assert (await zone.get(image["self"]))["os_glance_parked"] is False
+        assert await zone.rename(image, "renamed") == 200
+        await zone.drained()
+        assert (await client.get_image(image["id"]))["name"] == "renamed"
+        assert len(parked(zone)) == 1

@@ -55,7 +55,7 @@ class Link(Protocol):
 
 
 class Drainer:
-    """The session of one gateway; `on_deleted` gets the registry's locations of what was deleted."""
+    """The session of one gateway; `on_deleted` gets the locations whose bytes nobody owns any more."""
 
     def __init__(
         self, store: Store, queue: WriteQueue, ids: IdPool, catalogue: Catalogue, link: Link, config: Config,
@@ -348,6 +348,7 @@ class Drainer:
             return
         if write.position in self._verdicts:
             self._queue.refuse(txn, session, write)
+            self._on_deleted(txn, write.command.get("add_locations", []))  # bytes that nobody will own
             gone = [write]
         else:
             gone = self._queue.park(txn, session, write, reason)

@@ -66,10 +66,10 @@ class ImageData:
         await self._images.settle(image, position)
 
     @staticmethod
-    def _check_uploadable(image: Image) -> None:
+    def _check_uploadable(image: Image, *, status: str = "queued") -> None:
         if image["disk_format"] is None or image["container_format"] is None:
             raise BadRequest("Properties disk_format, container_format must be set prior to saving data.")
-        if image["status"] != "queued":
+        if image["status"] != status:
             raise Conflict(f"Image status transition from {image['status']} to saving is not allowed")
 
     async def _note_upload(self, uuid: str, key: str) -> None:
@@ -95,6 +95,7 @@ class ImageData:
         }  # fmt: skip
         with self._images.store.transaction() as txn:
             image = self._images.writable(txn, request.who, uuid)
+            self._check_uploadable(image, status="saving")  # another gateway's upload may have been first
             position = self._images.append_update(
                 txn, request, image, values, [], add_locations=[location], conditional=False
             )
@@ -148,8 +149,10 @@ class ImageData:
         """For ever: remove bytes that were listed for it, and only then the note of them."""
         while True:
             self._garbage.clear()
+            listed = [key.decode() for key, _ in self._images.store.read().scan("garbage")]
+            # What was listed is committed then; what is listed from now on may yet be taken back by a crash.
             await self._images.store.durable()
-            for key in [key.decode() for key, _ in self._images.store.read().scan("garbage")]:
+            for key in listed:
                 await self._remove(key)
             await self._garbage.wait()
 

@@ -152,15 +152,20 @@ class Drainer:
 
     async def _open_session(self) -> Session:
         session = self._session()
-        if self._opened:
-            return session
+        if not self._opened:
+            await self._handshake(session)
+            self._opened = True
+        return session
+
+    async def _handshake(self, session: Session) -> int:
+        """Compare accounts of the session; the sequence that the registry applied last."""
         await self._store.durable()
         answer = await self._refusing_fence(self._link.open_session({
             "gateway": self._config.gateway, "zone": self._config.zone, "session": session.uuid,
             "highest_sequence": session.highest_sequence, "acked_sequence": session.acked_sequence,
             "acked_hash": session.acked_hash,
         }))  # fmt: skip
-        last = answer["last_sequence"]
+        last: int = answer["last_sequence"]
         if answer.get("diverged") or not session.acked_sequence <= last <= session.highest_sequence:
             raise SessionLost(
                 f"session_diverged: the registry has operation {last} of the session, this gateway's store "
@@ -169,8 +174,7 @@ class Drainer:
         session.token = answer["token"]
         with self._store.transaction() as txn:
             self._queue.save_session(txn, session)
-        self._opened = True
-        return session
+        return last
 
     def _session(self) -> Session:
         session = self._queue.session(self._store.read())
@@ -297,12 +301,17 @@ class Drainer:
             if len(batch) > 1:  # find the write that is to blame
                 await self._send(session, batch[:1])
             else:
-                self._retract(session, batch[0], refused)
+                await self._retract(session, batch[0], refused)
             return
         self._settle(session, batch, results)
 
-    def _retract(self, session: Session, write: PendingWrite, refused: RegistryRefused) -> None:
-        """The registry would not even take the write into the session: park it; what came behind gets new sequences."""
+    async def _retract(self, session: Session, write: PendingWrite, refused: RegistryRefused) -> None:
+        """The registry would not even take the write into the session: park it; what came behind gets new sequences.
+
+        An earlier try may have been taken, its answer lost or unreadable: the registry is asked, not the refusal.
+        """
+        if await self._handshake(session) > session.acked_sequence:
+            raise RegistryAway(f"position {write.position} was applied, though a later try was refused: {refused}")
         reason = {"code": refused.code, "message": refused.message}
         with self._store.transaction() as txn:
             for parked in self._queue.retract(txn, session, write, reason):
@@ -323,6 +332,8 @@ class Drainer:
                 else:
                     self._refused(txn, session, write, inner["error"])
             self._tell(write, None if "ok" in inner else _refusal(inner["error"]))
+        if len(results) < len(batch):
+            raise RegistryAway(f"the registry answered {len(results)} of {len(batch)} operations")
 
     @staticmethod
     def _check_outer(error: dict[str, Any]) -> None:

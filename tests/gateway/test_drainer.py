@@ -10,7 +10,7 @@ import pytest
 
 from tests.gateway.running import Zone, running, until
 from tests.registry import Registry, registry
-from zonegw.errors import RegistryAway
+from zonegw.errors import RegistryAway, RegistryRefused
 
 
 @pytest.fixture
@@ -48,6 +48,25 @@ class HeldLink(LossyLink):
     async def session_operations(self, session: str, operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
         await self._gate.wait()
         return await super().session_operations(session, operations)
+
+
+class GarblingLink(LossyLink):
+    """The uplink, but the first answer to operations can't be read, which looks like a malformed request."""
+
+    async def session_operations(self, session: str, operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = await self._uplink.session_operations(session, operations)
+        if self.lost == 0:
+            self.lost += 1
+            raise RegistryRefused("bad_msgpack", "the body is not msgpack", malformed=True)
+        return results
+
+
+class MuteLink(LossyLink):
+    """The uplink, but answers to operations hold no result."""
+
+    async def session_operations(self, session: str, operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        await self._uplink.session_operations(session, operations)
+        return []
 
 
 def lose(zone: Zone, loses: Callable[[list[dict[str, Any]]], bool]) -> LossyLink:
@@ -118,3 +137,31 @@ async def test_creates_that_were_applied_before_the_session_was_lost_can_be_chan
         await zone.drained()
         assert (await client.get_image(image["id"]))["name"] == "renamed"
         assert len(parked(zone)) == 1
+
+
+async def test_a_write_that_was_applied_is_not_parked_for_an_answer_that_cannot_be_read(
+    cluster: Registry, tmp_path: Path
+) -> None:
+    async with running(tmp_path / "fra", registry=cluster) as zone, cluster.client() as client:
+        await zone.drained()
+        link = zone.gateway.drainer._link = GarblingLink(zone.gateway.uplink, lambda operations: False)
+        image = await zone.create(name="backup")
+        later = await zone.create(name="later")
+        await zone.drained()
+        assert link.lost == 1
+        assert parked(zone) == []
+        assert zone.gateway.status.document()["sessions_lost"] == []
+        for made in (image, later):
+            assert (await client.get_image(made["id"]))["number"] == made["os_glance_v1_id"]
+
+
+async def test_an_answer_without_results_is_no_progress_and_is_told(cluster: Registry, tmp_path: Path) -> None:
+    async with running(tmp_path / "fra", registry=cluster) as zone:
+        await zone.drained()
+        drainer = zone.gateway.drainer
+        drainer._link = MuteLink(zone.gateway.uplink, lambda operations: False)
+        await zone.create(name="backup")
+        await until(lambda: "0 of 1 operations" in (drainer.last_error or ""), "the drainer to complain")
+        drainer._link = zone.gateway.uplink
+        await zone.drained()
+        assert parked(zone) == []

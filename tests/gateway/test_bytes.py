@@ -11,6 +11,8 @@ import pytest
 from tests.gateway.running import Zone, running, until
 from tests.gateway.test_drainer import HeldLink
 from tests.registry import registry
+from zonegw.data_stores import filesystem
+from zonegw.data_stores.filesystem import FilesystemStore, mint_key
 
 
 def shown(zone: Zone, image: dict[str, Any]) -> dict[str, Any] | None:
@@ -106,3 +108,20 @@ async def test_bytes_of_an_active_image_are_not_exchanged_by_a_slower_upload_to_
         assert (shown(second, image) or {})["size"] == 4
         assert len((shown(second, image) or {})["locations"]) == 1
         assert await second.data(image) == b"fast"
+
+
+async def test_the_name_of_new_bytes_is_durable_up_to_the_top_also_where_another_upload_made_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That upload may have been cut off between making the directory and the fsync of the one above."""
+    store = FilesystemStore(tmp_path, max_bytes=1 << 30, disk_reserve_bytes=1, chunk_bytes=1 << 20)
+    key = mint_key()
+    store.path(key).parent.mkdir()
+    synced: list[Path] = []
+    monkeypatch.setattr(filesystem, "fsync_directory", synced.append)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    await store.write(key, body())
+    assert synced == [store.path(key).parent, tmp_path]

@@ -123,12 +123,11 @@ class _Writer:
                 return
             os.fsync(self._file.fileno())
             self._file.close()
-            made = not self._target.parent.exists()
             self._target.parent.mkdir(exist_ok=True)
             self._path.rename(self._target)
             fsync_directory(self._target.parent)
-            if made:
-                fsync_directory(self._target.parent.parent)
+            # Always: whoever made the directory may not have come to this, and a clean one costs next to nothing.
+            fsync_directory(self._target.parent.parent)
 
     def discard(self) -> None:
         with self._lock:

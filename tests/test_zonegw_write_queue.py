@@ -107,6 +107,24 @@ def test_parking_takes_the_unsent_writes_of_the_image_along_and_no_other(store: 
     assert send(queue, store, session)[0].sequence == 3
 
 
+def test_parking_looks_only_at_the_images_own_writes_where_they_are_known(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, session = WriteQueue(Limits()), Session("s", 1)
+    for uuid in (A, B, A, B):
+        append(queue, store, uuid)
+    (first,) = send(queue, store, session)
+
+    def refused(*_: Any) -> Any:
+        raise AssertionError("the whole queue was looked through")
+
+    with monkeypatch.context() as watched, store.transaction() as txn:
+        watched.setattr(queue, "pending", refused)
+        gone = queue.park(txn, session, first, {"code": "conflict", "message": "m"}, [1, 3, 7])
+    assert [w.position for w in gone] == [1, 3]
+    assert [w.position for w in queue.pending(store.read())] == [2, 4]
+
+
 def test_a_write_that_the_registry_would_not_take_gives_its_sequence_to_the_next(store: Store) -> None:
     queue, session = WriteQueue(Limits()), Session("s", 1)
     append(queue, store, A)

@@ -65,6 +65,11 @@ class Catalogue:
         row = txn.row("overlay", key_of(uuid))
         return None if row is None else overlay.created(row)
 
+    def positions(self, txn: Txn, uuid: str) -> list[int]:
+        """Positions of the image's own writes that are not settled yet."""
+        row = txn.row("overlay", key_of(uuid)) or overlay.empty()
+        return [patch["position"] for patch in row["patches"]]
+
     def count(self, txn: Txn) -> int:
         return txn.count("catalogue")
 

@@ -362,7 +362,7 @@ class Drainer:
             self._on_deleted(txn, write.command.get("add_locations", []))  # bytes that nobody will own
             gone = [write]
         else:
-            gone = self._queue.park(txn, session, write, reason)
+            gone = self._queue.park(txn, session, write, reason, self._catalogue.positions(txn, write.uuid))
             log.error("write %d on image %s parked: %s", write.position, write.uuid, reason)
         for later in gone:
             self._catalogue.park(txn, later.uuid, later.position)

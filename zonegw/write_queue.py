@@ -12,7 +12,7 @@ Properties of the queue:
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any
@@ -125,23 +125,37 @@ class WriteQueue:
         row = {"session": session.uuid, "acked_us": self._now_us(), "write": asdict(write), "result": result}
         txn.put_row("retained", u64(write.position), row)
 
-    def park(self, txn: Txn, session: Session, write: PendingWrite, reason: dict[str, Any]) -> list[PendingWrite]:
-        """The registry refused `write`: it is parked with the later writes of its image that were never sent."""
-        self._consume(txn, session, write)
-        return self._park_chain(txn, write, reason)
+    def park(
+        self, txn: Txn, session: Session, write: PendingWrite, reason: dict[str, Any],
+        of_image: Iterable[int] | None = None,
+    ) -> list[PendingWrite]:  # fmt: skip
+        """The registry refused `write`: it is parked with the later writes of its image that were never sent.
 
-    def _park_chain(self, txn: Txn, write: PendingWrite, reason: dict[str, Any]) -> list[PendingWrite]:
+        `of_image` are the positions of the image's writes, where they are known: looking through a long queue for
+        each refusal of a batch would hold up every request.
+        """
+        self._consume(txn, session, write)
+        return self._park_chain(txn, write, reason, of_image)
+
+    def _park_chain(
+        self, txn: Txn, write: PendingWrite, reason: dict[str, Any], of_image: Iterable[int] | None = None
+    ) -> list[PendingWrite]:
         txn.delete("queue", u64(write.position))
         self._put_parked(txn, write, reason, behind=None)
-        chain = [
-            later for later in self.pending(txn, write.position) if later.uuid == write.uuid and later.sequence is None
-        ]
+        chain = [later for later in self._behind(txn, write, of_image) if later.sequence is None]
         for later in chain:
             txn.delete("queue", u64(later.position))
             self._put_parked(
                 txn, later, {"code": "parked_behind", "message": "an earlier write is parked"}, write.position
             )
         return [write, *chain]
+
+    def _behind(self, txn: Txn, write: PendingWrite, of_image: Iterable[int] | None) -> list[PendingWrite]:
+        """Pending writes of the same image behind `write`, in order."""
+        if of_image is None:
+            return [later for later in self.pending(txn, write.position) if later.uuid == write.uuid]
+        found = (self.get(txn, position) for position in sorted(of_image) if position > write.position)
+        return [later for later in found if later is not None]
 
     def refuse(self, txn: Txn, session: Session, write: PendingWrite) -> None:
         """The registry refused a write that nobody was told is done: its client hears it, nothing is kept."""

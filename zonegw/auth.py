@@ -65,8 +65,9 @@ class TokenFile:
             stat = self._path.stat()
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if stamp != self._stamp:
-                self._identities = parse_tokens(self._path.read_text(), self._path)
-                self._stamp = stamp
+                text = self._path.read_text(errors="replace")
+                self._stamp = stamp  # what was read and is bad is complained of once, not with every request
+                self._identities = parse_tokens(text, self._path)
         except (OSError, ConfigError) as error:
             if first:
                 raise ConfigError(f"token file: {error}") from error

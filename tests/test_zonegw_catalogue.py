@@ -256,6 +256,8 @@ def test_a_repeated_answer_keeps_own_versions_own(side: Side) -> None:
         ({"name": 5, "tags": 6}, [5], 3, ["name", "tags"], 3),
         ({"name": 5, "tags": 6}, [5], 3, ["name"], 9),
         ({"name": 5, "tags": 6}, [5, 6], 0, ["name", "tags"], 9),
+        ({"*": 5, "tags": 6}, [], 3, ["name"], 3),
+        ({"*": 2, "tags": 6}, [], 3, ["name"], 9),
     ],
 )
 def test_the_base_version_moves_on_over_own_changes_alone(

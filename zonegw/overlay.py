@@ -16,6 +16,8 @@ from typing import Any
 
 # Own writes of one image between two moments at which the catalogue has caught up; older ones then count as others'.
 OWN_VERSIONS_MAX = 256
+# In attribute_versions: the version of all that are not named, where the registry summed up the oldest.
+OTHERS = "*"
 # "acked" of a delete that another side made first, at a revision that is not known: until the feed says it.
 WHEN_THE_FEED_SAYS = 2**63 - 1
 
@@ -142,7 +144,7 @@ def base_version(registered: Image, own_versions: list[int], base: int, attribut
     """
     changed = registered["attribute_versions"]
     for attribute in attributes:
-        version = changed.get(attribute, 0)
+        version = changed.get(attribute, changed.get(OTHERS, 0))
         if version > base and version not in own_versions:
             return base
     return int(registered["version"])

@@ -98,6 +98,7 @@ class _Editor:
     """Applies operations one by one, each seeing the ones before it."""
 
     def __init__(self, image: Image) -> None:
+        self._present = frozenset(image["properties"])
         self._properties = dict(image["properties"])
         self.set: dict[str, Any] = {}
         self.unset: set[str] = set()
@@ -123,7 +124,8 @@ class _Editor:
         if verb == "remove":
             del self._properties[name]
             self.set.pop(attribute, None)
-            self.unset.add(attribute)
+            if name in self._present:  # else it was added and removed by this very PATCH
+                self.unset.add(attribute)
             return
         self._properties[name] = value
         self.unset.discard(attribute)

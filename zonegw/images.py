@@ -308,6 +308,13 @@ def _check_formats_match(attributes: dict[str, Any]) -> None:
 def _check_text(name: str, value: Any, chars: int) -> None:
     if value is not None and (not isinstance(value, str) or len(value) > chars):
         raise BadRequest(f"Invalid value for {name}: it must be a text of at most {chars} characters")
+    _check_no_nul(name, value or "")
+
+
+def _check_no_nul(what: str, text: str) -> None:
+    """The registry takes no U+0000: a write with one would be acknowledged here and parked then."""
+    if "\x00" in text:
+        raise BadRequest(f"{what} contains the character U+0000: remove it")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
@@ -325,6 +332,7 @@ def _check_properties(properties: dict[str, str], limits: Limits) -> None:
             raise BadRequest(f"Invalid value {value!r} for property {name}: it must be a text")
         if len(value.encode("utf-8", "surrogatepass")) > limits.property_value_max_bytes:
             raise BodyTooLarge(f"property {name} is larger than {limits.property_value_max_bytes} bytes")
+        _check_no_nul("a property", name + value)
 
 
 def _check_tags(tags: list[str], limits: Limits) -> None:
@@ -333,3 +341,4 @@ def _check_tags(tags: list[str], limits: Limits) -> None:
     for tag in tags:
         if not tag or len(tag) > limits.tag_max_chars:
             raise BadRequest(f"a tag must be a text of 1 to {limits.tag_max_chars} characters")
+        _check_no_nul("a tag", tag)

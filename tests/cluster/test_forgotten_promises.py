@@ -329,3 +329,20 @@ def test_a_recovered_voter_is_accepted_by_one_that_was_away_meanwhile(make_clust
     cluster.crash("A")
     cluster.clock.now += LONG_AFTER
     cluster.elect("C", voters="B")
+
+
+def test_a_voter_that_was_told_to_recover_and_dies_at_once_still_must(make_cluster: MakeCluster) -> None:
+    """B's empty disk is passed off as intact; C notices, and forgets what B had promised once B says it recovers."""
+    cluster = make_cluster("ABC")
+    cluster.elect("A")
+    cluster.settle()
+    cluster.crash("B")
+    cluster.wipe("B", recovering=False)
+    cluster.start("B")
+    cluster.connect("B", "C")
+    assert cluster.nodes["B"].recovering
+    cluster.turn("C")
+    cluster.crash("B")
+    cluster.start("B")
+    cluster.connect("B", "C")
+    assert cluster.nodes["B"].recovering

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 TOKEN_BYTES = 32
 TOKENS_MAX = 100_000
+# As the registry takes them in the actor of a command: a write of anybody else would be acknowledged, then parked.
+NAME_CHARS_MAX = 255
+ROLES_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +87,20 @@ def parse_tokens(text: str, path: Path) -> dict[str, Identity]:
         rows = json.loads(text)["tokens"]
         if len(rows) > TOKENS_MAX:
             raise ConfigError(f"{path} has more than {TOKENS_MAX} tokens")
-        return {row["sha256"]: Identity(row["user"], row["project"], frozenset(row["roles"])) for row in rows}
+        return {row["sha256"]: _identity(row) for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not a token file ({error!r}); make one with `zonegw token create`") from error
+
+
+def _identity(row: dict[str, Any]) -> Identity:
+    """The identity of one row. Raises KeyError, TypeError, ValueError."""
+    roles = frozenset(row["roles"])
+    for text in (row["user"], row["project"], *roles):
+        if not isinstance(text, str) or len(text) > NAME_CHARS_MAX or "\x00" in text:
+            raise ValueError(f"{text!r:.60} is no name of at most {NAME_CHARS_MAX} characters")
+    if len(roles) > ROLES_MAX:
+        raise ValueError(f"{row['user']} has more than {ROLES_MAX} roles")
+    return Identity(row["user"], row["project"], roles)
 
 
 class Authenticator:
@@ -117,6 +131,7 @@ def create_token(path: Path, *, user: str, project: str, roles: list[str]) -> st
         rows = json.loads(path.read_text())["tokens"]
     token = secrets.token_hex(TOKEN_BYTES)  # no dash in front, which command lines would take for an option
     rows.append({"sha256": digest(token), "user": user, "project": project, "roles": sorted(set(roles))})
+    parse_tokens(json.dumps({"tokens": rows}), path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:

@@ -111,6 +111,10 @@ class DataCache:
         key = location["key"]
         if not is_key(key):
             raise DataUnavailable(f"zone {location['zone']} holds the data under a key that this gateway can't read")
+        if location["size"] is None or location["sha512"] is None:
+            raise DataUnavailable(f"nobody told size and sha512 of the data in zone {location['zone']}")
+        if key in self._files and not (self._directory / key).is_file():
+            self.evict(key)  # somebody made room by hand
         if key in self._files:
             self.hits += 1
             return self._use(key)

@@ -125,3 +125,31 @@ async def test_the_name_of_new_bytes_is_durable_up_to_the_top_also_where_another
 
     await store.write(key, body())
     assert synced == [store.path(key).parent, tmp_path]
+
+
+async def test_a_cached_file_that_somebody_removed_is_fetched_again_and_an_unknown_size_is_no_failure(
+    tmp_path: Path,
+) -> None:
+    async with (
+        registry(tmp_path) as cluster,
+        running(tmp_path / "fra", registry=cluster) as fra,
+        running(tmp_path / "ams", registry=cluster, zone="ams", gateway="ams-1") as ams,
+        cluster.client() as client,
+    ):
+        await fra.drained()
+        await ams.drained()
+        await fra.gateway.zones.refresh()
+        image = await ams.create_active(b"base", user="root", visibility="public")
+        await until(lambda: (shown(fra, image) or {}).get("status") == "active", "the image to come by the feed")
+        assert await fra.data(image) == b"base"
+        key = location(fra, image)["key"]
+        await until(lambda: key in fra.gateway.cache._files, "the copy to be kept")
+        (tmp_path / "fra/data/cache" / key).unlink()
+        assert await fra.data(image) == b"base"
+        made = await client.create_image(
+            uuid=str(uuid4()), attributes={"name": "n", "visibility": "public", "status": "active"},
+            locations=[{"zone": "ams", "store": "default", "key": uuid4().hex}],
+        )  # fmt: skip
+        bare = {"id": made["uuid"], "self": f"/v2/images/{made['uuid']}"}
+        await until(lambda: shown(fra, bare) is not None, "the image to come by the feed")
+        assert await fra.status("GET", f"{bare['self']}/file") == 503

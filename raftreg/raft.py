@@ -480,7 +480,7 @@ class RaftNode:
             self._send(peer, {"type": "read_index_reply", "id": number, "index": index})
 
         if self.is_leader:
-            self._rounds.ask(answer)
+            self._rounds.ask(answer, peer)
         else:
             answer(None)
 
@@ -536,6 +536,13 @@ class RaftNode:
         self.store.put_recovering(True)
         if self.is_leader:
             self.core.step_down()
+        # Durable before any hello tells of it: the others then forget what this voter had promised, so a crash must
+        # not bring it back as one that keeps its promises.
+        try:
+            self._commit()
+        except Exception as error:
+            self._fatal(f"the need to recover cannot be written: {error!r}")
+            raise
 
     def _send_goals(self) -> None:
         """Tell a recovering voter where it has caught up, once every other voter has confirmed this leader since.

@@ -23,6 +23,7 @@ Completion = tuple[Complete, int | None]
 @dataclass
 class _Read:
     complete: Complete
+    asker: str | None = None
     round: int = 0
     index: int = 0
 
@@ -48,8 +49,9 @@ class ReadRounds:
         self._sent_at.clear()
         self.confirmed_at = None
 
-    def ask(self, complete: Complete) -> None:
-        self._waiting.append(_Read(complete))
+    def ask(self, complete: Complete, asker: str | None = None) -> None:
+        """A read of this voter, or of another one, `asker`, that is answered over its link."""
+        self._waiting.append(_Read(complete, asker))
 
     def open(self, number: int, index: int) -> bool:
         """Let the waiting reads go with round `number`, to be answered with `index`; whether there were any."""
@@ -75,7 +77,11 @@ class ReadRounds:
         return self._echoed.get(peer, 0)
 
     def forget(self, peer: str) -> None:
+        """The link to a voter broke. Its reads go too: a restarted process numbers its own from 1 again, and would
+        take the answer to a read of its earlier life for one that was asked for later."""
         self._echoed.pop(peer, None)
+        self._waiting = [read for read in self._waiting if read.asker != peer]
+        self._sent = deque(read for read in self._sent if read.asker != peer)
 
     def confirm(self, own: int, recovering: Collection[str]) -> list[Completion]:
         """The reads that a majority has confirmed; recovering voters, who may have forgotten a vote, don't count."""

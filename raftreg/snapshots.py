@@ -326,6 +326,8 @@ class Snapshots:
     def _start(self, snapshot_id: bytes, last: list[Any], previous: list[Any]) -> bool:
         self._incoming = None
         self._store.abandon_install()
+        if not all([type(part) for part in entry] == [bytes, int, int] for entry in (last, previous)):
+            raise ValueError("its header does not name two log entries")
         if self._store.abandoned_generations > _ABANDONED_MAX:
             return self._refuse("earlier ones that broke off are still being deleted")
         if self._is_newer(last[1]):
@@ -340,6 +342,8 @@ class Snapshots:
         return index > self._applied_index(self._store.view())
 
     def _take_rows(self, incoming: _Incoming, rows: list[tuple[bytes, bytes]], body: bytes) -> None:
+        if not all([type(part) for part in row] == [bytes, bytes] for row in rows):
+            raise ValueError("its rows are not pairs of bytes")
         incoming.rows += len(rows)
         incoming.checksum.update(body)
         self._guarded(lambda: self._store.install_rows(rows))

@@ -64,7 +64,7 @@ def has_fields(message: Message) -> bool:
     """Whether a message has the fields of its type, with their types. False for a type that is not known."""
     kind = message.get("type")
     fields = _FIELDS.get(kind) or _OWN_FIELDS.get(kind) if isinstance(kind, str) else None
-    return fields is not None and all(_fits(message.get(name), kinds) for name, kinds in fields.items())
+    return fields is not None and all(name in message and _fits(message[name], kinds) for name, kinds in fields.items())
 
 
 def _fits(value: object, kinds: type | tuple[type, ...]) -> bool:
@@ -185,7 +185,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             self._onMessageReceived(node, message)
 
     def _deliver_acknowledgement(self, node: Node, message: Message) -> None:
-        if not self.accepts_acknowledgement(message):
+        if not self.accepts_acknowledgement(message) or self.claims_too_much(message):
             return
         if message.get(RECOVERING) and message["success"]:
             message["success"] = False  # a peer that may have forgotten promises counts for no commit
@@ -206,6 +206,10 @@ class RaftTransport(Transport):  # type: ignore[misc]
     def accepts_acknowledgement(self, message: Message) -> bool:
         """An acknowledgement speaks of the log of its term; counted in another one it would commit what nobody has."""
         return bool(message[TERM] == self.core.raftCurrentTerm)
+
+    def claims_too_much(self, message: Message) -> bool:
+        """Whether it acknowledges entries that this leader does not have; nobody can have them from its term."""
+        return bool(message["success"] and message["next_node_idx"] > self.core.last_index() + 1)
 
     def restored_next_index(self, before: int, after: int) -> int:
         """pysyncobj rewinds to the acknowledged index, which would send everything in flight again."""

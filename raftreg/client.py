@@ -59,6 +59,16 @@ _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT"})
 _NOT_NOW = (errors.NotLeader, errors.NoQuorum)
 
 
+def _decoded(data: bytes, answer: aiohttp.ClientResponse, attempt: _Attempt) -> Document:
+    """The body of a success. One that cannot be read says nothing about what was done."""
+    try:
+        document: Document = wire.decode(data, answer.headers.get("Content-Type", ""))
+    except errors.BadRequest as error:
+        attempt.sent = True
+        raise errors.InternalError(f"{answer.url.origin()} sent an answer that cannot be read: {error}") from None
+    return document
+
+
 def _written(ok: Document) -> Document:
     """The image after a write. The answer to a retry has none when somebody has deleted it since."""
     image: Document | None = ok["image"]
@@ -269,8 +279,7 @@ class Client:
             self._prefer(answer.headers.get(wire.HEADER_LEADER))
             data = await answer.read()
             if answer.status < 400:
-                document: Document = wire.decode(data, answer.headers.get("Content-Type", ""))
-                return document
+                return _decoded(data, answer, attempt)
             error = _error_of(answer, data)
             attempt.sent = not error.definite
             raise error

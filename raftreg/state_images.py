@@ -40,6 +40,8 @@ _TRANSITIONS = {
     "active": ("deactivated",),
     "deactivated": ("active",),
 }
+# What says which bytes an image is; fixed from the moment that it has them.
+_OF_THE_BYTES = ("size", "checksum", "os_hash_algo", "os_hash_value")
 _LOCATION_DEFAULTS = {"size": None, "md5": None, "sha512": None, "status": "active"}
 
 
@@ -292,6 +294,12 @@ def _check_whole(before: Row, image: Row) -> None:
     was, status = before["status"], image["status"]
     if status != was and status not in _TRANSITIONS[was]:
         raise Refused("invalid_transition", f"status cannot change from {was} to {status}", status=was)
+    if was in ("active", "deactivated") and any(image[name] != before[name] for name in _OF_THE_BYTES):
+        raise Refused(
+            "data_already_there",
+            f"the image has its data already; {', '.join(_OF_THE_BYTES)} of an {was} image do not change",
+            status=was,
+        )
     if status == "active" and not image["locations"]:
         raise Refused("invalid", "an active image needs data: keep or add a location, or delete the image")
     if len(image["properties"]) > PROPERTIES_MAX:

@@ -93,7 +93,10 @@ def _contradicts(ctx: Context, session: Row, command: Command) -> bool:
     if acked == 0:
         return bool(command["acked_hash"] != CHAIN_START)
     stored = ctx.row(result_key(session["session"], acked))
-    return stored is None or stored[0] != command["acked_hash"]
+    if stored is None:
+        # Just pushed out of the window: the replay of the next operation shows whether it follows on ours.
+        return bool(acked < last - SESSION_WINDOW)
+    return bool(stored[0] != command["acked_hash"])
 
 
 # -- fencing ------------------------------------------------------------------------------------------------------

@@ -297,6 +297,15 @@ def test_an_image_becomes_active_with_its_data_and_never_without(life: Life) -> 
     assert [entry["key"] for entry in moved["locations"]] == ["k2"]
 
 
+def test_the_bytes_of_an_image_are_fixed_once_it_has_them(life: Life) -> None:
+    """Two gateways that are cut off may both upload; the first that drains decides."""
+    life.do(create("a"))
+    life.ok(update(1, set={"status": "active", "size": 1, "checksum": "c1"}, add_locations=[location("k1")]))
+    second = update(1, set={"status": "active", "size": 2, "checksum": "c2"}, add_locations=[location("k2")])
+    assert life.refused(second)["code"] == "data_already_there"
+    life.ok(update(1, set={"status": "active", "size": 1, "checksum": "c1"}, add_locations=[location("k2")]))
+
+
 def test_locations_of_two_sides_are_merged_without_conflict(life: Life) -> None:
     life.do(create("a"))
     life.ok(update(1, base_version=1, add_locations=[location("k1")]))
@@ -597,6 +606,18 @@ def test_remembered_sessions_are_bounded(life: Life, monkeypatch: pytest.MonkeyP
     for n in range(4):
         Gateway(life, session=f"s{n}").open()
     assert sorted(queries.sessions(life.view)) == sorted([uuid_of("s2"), uuid_of("s3")])
+
+
+@pytest.mark.parametrize(("behind", "diverged"), [(0, False), (1, True)])
+def test_a_gateway_whose_whole_window_is_unanswered_has_not_diverged(life: Life, behind: int, diverged: bool) -> None:
+    """The result of what it has acknowledged has just left the window; one operation more could not be in flight."""
+    gateway = Gateway(life)
+    gateway.open()
+    gateway.send(create("first"))
+    acknowledged = {"acked_sequence": gateway.sequence, "acked_hash": gateway.hash}
+    for n in range(commands.SESSION_WINDOW + behind):
+        gateway.send(create(f"i{n}"))
+    assert gateway.open(**acknowledged)["diverged"] is diverged
 
 
 # -- idempotency keys ---------------------------------------------------------------------------------------------

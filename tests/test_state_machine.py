@@ -300,10 +300,10 @@ def test_an_image_becomes_active_with_its_data_and_never_without(life: Life) -> 
 def test_the_bytes_of_an_image_are_fixed_once_it_has_them(life: Life) -> None:
     """Two gateways that are cut off may both upload; the first that drains decides."""
     life.do(create("a"))
-    life.ok(update(1, set={"status": "active", "size": 1, "checksum": "c1"}, add_locations=[location("k1")]))
-    second = update(1, set={"status": "active", "size": 2, "checksum": "c2"}, add_locations=[location("k2")])
+    life.ok(update(1, set={"status": "active", "size": 1, "checksum": "c" * 32}, add_locations=[location("k1")]))
+    second = update(1, set={"status": "active", "size": 2, "checksum": "d" * 32}, add_locations=[location("k2")])
     assert life.refused(second)["code"] == "data_already_there"
-    life.ok(update(1, set={"status": "active", "size": 1, "checksum": "c1"}, add_locations=[location("k2")]))
+    life.ok(update(1, set={"status": "active", "size": 1, "checksum": "c" * 32}, add_locations=[location("k2")]))
 
 
 def test_locations_of_two_sides_are_merged_without_conflict(life: Life) -> None:

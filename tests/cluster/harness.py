@@ -272,3 +272,36 @@ class Cluster:
     def next_indexes(self, name: str) -> dict[str, int]:
         core: Any = self.nodes[name].core
         return {node.id: index for node, index in core.private("raftNextIndex").items()}
+
+
+# -- steps that many schedules share ------------------------------------------------------------------------------
+
+
+def stand(cluster: Cluster, name: str) -> None:
+    """Let `name` ask for votes in its next turn, whatever it heard of a leader."""
+    core = cluster.nodes[name].core
+    core.set_private("transferInProgress", True)
+    core.set_private("raftElectionDeadline", 0)
+    cluster.turn(name)
+
+
+def write(cluster: Cluster, name: str, values: list[str]) -> list[str]:
+    """Offer values at a leader; the list that is returned fills as they are acknowledged."""
+    acknowledged: list[str] = []
+    for value in values:
+        cluster.propose(name, value, acknowledged)
+    return acknowledged
+
+
+def ask(cluster: Cluster, name: str) -> list[int | None]:
+    """Ask a voter for a read index; its answer lands in the list."""
+    answers: list[int | None] = []
+    cluster.nodes[name].read_index(answers.append)
+    return answers
+
+
+def led_by_a(make_cluster: Callable[..., Cluster], names: str = "ABC", **options: Any) -> Cluster:
+    cluster = make_cluster(names, **options)
+    cluster.elect("A")
+    cluster.settle()
+    return cluster

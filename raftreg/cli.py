@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib.metadata
 import logging
-import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from raftreg import cluster_init, config, errors, wire
-from raftreg.certificates import api_client_context
-from raftreg.client import Client
+from raftreg.cli_connection import (
+    DONE,
+    FAILED,
+    Commands,
+    add_connection,
+    add_peer_config,
+    ask,
+    config_path,
+    print_json,
+)
 from raftreg.cluster_init import InitError, Plan, PlannedPeer
-from raftreg.config import ConfigError, TlsFiles
+from raftreg.config import ConfigError
 from raftreg.store import StoreError
-
-CONFIG_VARIABLE = "RAFTREG_CONFIG"
-DONE, FAILED = 0, 1
 
 _EXAMPLES = """\
 examples:
@@ -73,15 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_rejoin(commands)
     status = commands.add_parser("status", help="show every peer: role, term, indexes, errors")
-    _add_connection(status)
+    add_connection(status)
     status.set_defaults(run=_status)
     _add_image(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
     return parser
-
-
-Commands = Any  # argparse gives its subparsers no public type
 
 
 def _add_init(commands: Commands) -> None:
@@ -100,7 +100,7 @@ def _add_init(commands: Commands) -> None:
 
 def _add_serve(commands: Commands) -> None:
     serve = commands.add_parser("serve", help="run one peer until SIGTERM")
-    _add_peer_config(serve)
+    add_peer_config(serve)
     serve.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     serve.set_defaults(run=_serve)
 
@@ -111,31 +111,14 @@ def _add_rejoin(commands: Commands) -> None:
         help="make an empty store for a peer whose disk was replaced; it catches up before it votes",
         description="Needs the other peers. Refused while the old store is there: move it away first.",
     )
-    _add_peer_config(rejoin)
+    add_peer_config(rejoin)
     rejoin.set_defaults(run=_rejoin)
-
-
-def _add_peer_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIR", type=Path, nargs="?", help=f"directory with {config.FILE_NAME}")
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"instead of DIR; default ${CONFIG_VARIABLE}")
-
-
-def _add_connection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="PATH",
-        help=f"a peer's configuration, or what `init` made; default ${CONFIG_VARIABLE}",
-    )
-    parser.add_argument("--endpoint", action="append", default=[], metavar="URL", help="instead of those in --config")
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="directory with ca.pem, cert.pem and key.pem")
-    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
 
 
 def _add_image(commands: Commands) -> None:
     image = commands.add_parser("image", help="look at images").add_subparsers(metavar="VERB", required=True)
     listing = image.add_parser("list", help="one page of images, newest first")
-    _add_connection(listing)
+    add_connection(listing)
     for name in ("owner", "visibility", "name", "status", "home-zone"):
         listing.add_argument(f"--{name}")
     listing.add_argument("--sort", default="created_at:desc", metavar="KEY[:asc|:desc]")
@@ -143,7 +126,7 @@ def _add_image(commands: Commands) -> None:
     listing.add_argument("--marker", type=int, help="number of the last image of the page before")
     listing.set_defaults(run=_image_list)
     show = image.add_parser("show", help="one image by number or UUID")
-    _add_connection(show)
+    add_connection(show)
     show.add_argument("image")
     show.set_defaults(run=_image_show)
 
@@ -166,20 +149,8 @@ def _init(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _config_path(arguments: argparse.Namespace) -> Path:
-    """DIR, --config, or the environment variable, in this order. Raises ConfigError."""
-    named = [path for path in (getattr(arguments, "directory", None), arguments.config) if path is not None]
-    if len(named) > 1:
-        raise ConfigError("name either DIR or --config, not both")
-    if named:
-        return Path(named[0])
-    if CONFIG_VARIABLE in os.environ:
-        return Path(os.environ[CONFIG_VARIABLE])
-    raise ConfigError(f"which cluster? Name its configuration with --config, or in ${CONFIG_VARIABLE}")
-
-
 def _serve(arguments: argparse.Namespace) -> int:
-    settings = config.load(_config_path(arguments))
+    settings = config.load(config_path(arguments))
     logging.basicConfig(
         level=arguments.log_level.upper(), format=f"%(asctime)s {settings.name} %(levelname)s %(name)s: %(message)s"
     )
@@ -190,7 +161,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _rejoin(arguments: argparse.Namespace) -> int:
-    settings = config.load(_config_path(arguments))
+    settings = config.load(config_path(arguments))
     cluster_id = cluster_init.rejoin(settings)
     print(
         f"{settings.name} has an empty store of cluster {cluster_id}; start it with: raftreg serve {settings.data_dir}"
@@ -203,47 +174,10 @@ def _version(_arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _client(arguments: argparse.Namespace) -> Client:
-    """A client from --endpoint and --tls, completed by the configuration. Raises ConfigError."""
-    endpoints, files = list(arguments.endpoint), _tls_directory(arguments.tls)
-    needs_tls = any(url.startswith("https://") for url in endpoints)
-    if not endpoints or (needs_tls and files is None):
-        path = _config_path(arguments)
-        settings = config.load(_any_peer(path))
-        endpoints = endpoints or list(settings.api_peers.values())
-        files = files or cluster_init.operator_files(path) or settings.tls
-        needs_tls = any(url.startswith("https://") for url in endpoints)
-    return Client(endpoints, ssl=api_client_context(files) if needs_tls and files is not None else None)
-
-
-def _tls_directory(directory: Path | None) -> TlsFiles | None:
-    if directory is None:
-        return None
-    return TlsFiles(directory / "ca.pem", directory / "cert.pem", directory / "key.pem")
-
-
-def _any_peer(path: Path) -> Path:
-    """A peer's configuration; of a cluster's directory, the first one: all name the same peers."""
-    below = sorted(path.glob(f"*/{config.FILE_NAME}")) if path.is_dir() else []
-    return below[0] if below and not (path / config.FILE_NAME).is_file() else path
-
-
-def _ask(arguments: argparse.Namespace, question: Callable[[Client], Awaitable[Any]]) -> Any:
-    async def ask() -> Any:
-        async with _client(arguments) as client:
-            return await question(client)
-
-    return asyncio.run(ask())
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(wire.to_json(value).decode() + "\n")
-
-
 def _status(arguments: argparse.Namespace) -> int:
-    answers = _ask(arguments, lambda client: client.peer_status())
+    answers = ask(arguments, lambda client: client.peer_status())
     if arguments.json:
-        _print_json({url: answer.to_wire() if _failed(answer) else answer for url, answer in answers.items()})
+        print_json({url: answer.to_wire() if _failed(answer) else answer for url, answer in answers.items()})
     else:
         Console().print(_status_table(answers))
         for line in _troubles(answers):
@@ -307,9 +241,9 @@ def _status_row(status: dict[str, Any]) -> list[str]:
 def _image_list(arguments: argparse.Namespace) -> int:
     names = ("owner", "visibility", "name", "status", "home_zone", "sort", "limit", "marker")
     filters = {name: getattr(arguments, name) for name in names}
-    page = _ask(arguments, lambda client: client.list_images(**filters))
+    page = ask(arguments, lambda client: client.list_images(**filters))
     if arguments.json:
-        _print_json(page)
+        print_json(page)
         return DONE
     table = Table()
     columns = ("number", "uuid", "name", "status", "visibility", "owner", "home_zone", "size")
@@ -324,9 +258,9 @@ def _image_list(arguments: argparse.Namespace) -> int:
 
 
 def _image_show(arguments: argparse.Namespace) -> int:
-    image = _ask(arguments, lambda client: client.get_image(arguments.image))
+    image = ask(arguments, lambda client: client.get_image(arguments.image))
     if arguments.json:
-        _print_json(image)
+        print_json(image)
         return DONE
     table = Table(show_header=False)
     for name, value in image.items():

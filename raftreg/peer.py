@@ -9,10 +9,12 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from raftreg import certificates
 from raftreg.config import PeerConfig, split_address
+from raftreg.engine import now
 from raftreg.peer_links import PeerLinks
 from raftreg.proposer import Proposer
 from raftreg.raft import Apply, RaftNode
@@ -38,6 +40,18 @@ def end_process(reason: str) -> None:
     os._exit(EXIT_FATAL)
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """What a simulation replaces of the machine: threads, the disk's sync, the wall clock (microseconds).
+
+    Without `sync` a commit counts as durable when it returns, and a crash is modelled by dropping the open transaction.
+    """
+
+    threads: bool = True
+    sync: bool = True
+    now_us: Callable[[], int] = lambda: time.time_ns() // 1000
+
+
 class Peer:
     """A running voter. `apply` and `applied_index` are the state machine; call `start` within a running loop."""
 
@@ -50,13 +64,15 @@ class Peer:
         fatal: Fatal = end_process,
         on_commit: Callable[[float], None] = lambda _seconds: None,
         after_turn: Callable[[float], None] = lambda _seconds: None,
+        runtime: Runtime = Runtime(),
     ) -> None:
-        self.config = config
+        self.config, self._runtime = config, runtime
         self.store = Store(
             config.data_dir,
             map_size_bytes=config.limits.map_size_bytes,
             peer=config.name,
             peers=config.cluster_peers,
+            sync=runtime.sync,
         )
         self.links = PeerLinks(
             config.raft_peers,
@@ -74,9 +90,12 @@ class Peer:
             limits=config.limits,
             timing=config.timing,
             fatal=fatal,
+            threaded_snapshots=runtime.threads,
         )
         self.raft.on_commit = self._committed
-        self.proposer = Proposer(self.raft, config.limits, poke=self.poke, full=self.full)
+        self.proposer = Proposer(
+            self.raft, config.limits, poke=self.poke, full=self.full, now_us=runtime.now_us, clock=now
+        )
         self.reads = Reads(
             self.raft,
             poke=self.poke,
@@ -105,6 +124,7 @@ class Peer:
             fatal=self._fatal,
             each_tick=self._tick,
             after_turn=self._turned,
+            watched=self._runtime.threads,
         )
         self._turns.start()
 
@@ -132,9 +152,8 @@ class Peer:
 
     def _tick(self) -> None:
         self.links.check()
-        now = time.monotonic()
-        if now - self._housekeeping_at >= _HOUSEKEEPING_PERIOD_S:
-            self._housekeeping_at = now
+        if now() - self._housekeeping_at >= _HOUSEKEEPING_PERIOD_S:
+            self._housekeeping_at = now()
             self.store.check_readers()
             self._full = self._growth_refusal()
             self.raft.tell_storage(self._full)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -19,6 +18,7 @@ import msgpack
 
 from raftreg.certificates import subject_of
 from raftreg.config import Limits, Timing, split_address
+from raftreg.engine import now
 from raftreg.positions import Hello
 from raftreg.raft import RaftNode
 from raftreg.transport import LENGTH, NUMBER_MAX, Message, encode_frame
@@ -43,7 +43,7 @@ class FrameProtocol(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.closed = asyncio.get_running_loop().create_future()
         self.peer: str | None = None
-        self.heard_at = time.monotonic()
+        self.heard_at = now()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -59,7 +59,7 @@ class FrameProtocol(asyncio.Protocol):
         return subject.name if subject is not None and subject.role == _ROLE else None
 
     def data_received(self, data: bytes) -> None:
-        self.heard_at = time.monotonic()
+        self.heard_at = now()
         buffer = self._buffer
         buffer += data
         start = 0
@@ -182,7 +182,7 @@ class PeerLinks:
             link.abort()
             return
         link.transport.write(encode_frame(message))
-        self._peers[peer].sent_at = time.monotonic()
+        self._peers[peer].sent_at = now()
 
     def buffered(self, peer: str) -> int:
         link = self._peers[peer].outbound
@@ -194,15 +194,15 @@ class PeerLinks:
 
     def check(self) -> None:
         """Once per tick: ping what is quiet, break what is silent."""
-        now = time.monotonic()
+        at = now()
         for name, peer in self._peers.items():
             if not peer.up:
                 continue
             # Bytes count, not frames: a large one may take longer than that to arrive.
-            if peer.inbound is not None and now - peer.inbound.heard_at > self._timing.link_silence_s:
+            if peer.inbound is not None and at - peer.inbound.heard_at > self._timing.link_silence_s:
                 logger.warning("nothing heard from %s for %.1f s: link broken", name, self._timing.link_silence_s)
                 self._drop(name)
-            elif now - peer.sent_at > self._timing.link_ping_s:
+            elif at - peer.sent_at > self._timing.link_ping_s:
                 self.send(name, {"type": "ping"})
 
     def _drop(self, name: str) -> None:

@@ -149,7 +149,10 @@ class StateReader:
 
 
 class Store:
-    """The open environment of one peer and its one writer. It knows rows, not Raft."""
+    """The open environment of one peer and its one writer. It knows rows, not Raft.
+
+    `sync=False` is for simulations alone: nothing reaches the disk by itself then.
+    """
 
     def __init__(
         self,
@@ -159,6 +162,7 @@ class Store:
         peer: str | None = None,
         peers: Iterable[str] | None = None,
         cluster_id: str | None = None,
+        sync: bool = True,
     ) -> None:
         self.path = store_path(data_dir)
         self.data_dir = Path(data_dir)
@@ -174,6 +178,7 @@ class Store:
             max_readers=_READERS_MAX,
             readahead=False,
             meminit=False,
+            sync=sync,
         )
         self.txn: lmdb.Transaction = self.env.begin(write=True)
         self._meta = self._open_db(b"meta")

@@ -21,7 +21,10 @@ _WATCHDOG_PERIODS = 4
 
 
 class Turns:
-    """Runs turns on the running event loop. `after_turn` runs after each, `each_tick` once per tick after that."""
+    """Runs turns on the running event loop. `after_turn` runs after each, `each_tick` once per tick after that.
+
+    `watched` runs the watchdog thread beside them.
+    """
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Turns:
         fatal: Fatal,
         each_tick: Callable[[], None] = lambda: None,
         after_turn: Callable[[float], None] = lambda _seconds: None,
+        watched: bool = True,
     ) -> None:
         self._raft, self._tick_s, self._turn_max_s = raft, tick_s, turn_max_s
         self._fatal, self._each_tick, self._after_turn = fatal, each_tick, after_turn
@@ -41,10 +45,11 @@ class Turns:
         self._stopped = False
         self._turn_started: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._watchdog = threading.Thread(target=self._watch, name="turn-watchdog", daemon=True)
+        self._watched = watched
 
     def start(self) -> None:
-        self._watchdog.start()
+        if self._watched:
+            threading.Thread(target=self._watch, name="turn-watchdog", daemon=True).start()
         self._tick()
 
     def stop(self) -> None:

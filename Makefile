@@ -9,7 +9,7 @@ override PYTHON =
 endif
 GO = @RAFTREG_SETUP_PYTHON='$(PYTHON)' /bin/sh ops/dev/start.sh
 
-.PHONY: help run test test-all check bench up down deps lock clean
+.PHONY: help run test test-all check sim bench up down deps lock clean
 
 help:
 	@echo 'make run       the story: a registry and two zones, broken and healed before your eyes (needs a minute)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make test      all tests that fit in six minutes'
 	@echo 'make test-all  those and the slow ones'
 	@echo 'make check     lint, format, types, import rules, locks'
+	@echo 'make sim       schedules of faults on simulated clusters: SEEDS=50 BASE=0 PEERS=3|5'
 	@echo 'make bench     benchmarks'
 	@echo 'make deps      install what tests can use beyond Python packages (the only target that asks apt-get)'
 	@echo 'make lock      renew the lock files in ops/locks from pyproject.toml (needs uv and the network)'
@@ -34,6 +35,9 @@ test-all:
 
 check:
 	$(GO) check $(ARGS)
+
+sim:
+	$(GO) sim $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BASE),--base $(BASE)) $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 
 bench:
 	$(GO) bench $(ARGS)

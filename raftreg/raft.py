@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -246,12 +245,12 @@ class RaftNode:
         self._end_process(reason)
 
     def _commit(self) -> None:
-        started = time.perf_counter()
+        started = now()
         self._positions.flush()
         self.journal.flush()
         self.store.commit()
         self._applied_on_disk, self._committed_at = self.applied, now()
-        self.on_commit(time.perf_counter() - started)
+        self.on_commit(self._committed_at - started)
         self.snapshots.after_commit()
 
     def _applied_lags_on_disk(self) -> bool:

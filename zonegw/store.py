@@ -102,17 +102,23 @@ class Txn:
 
 
 class Store:
-    """Owner of the environment under `directory`; use it from the loop's thread alone."""
+    """Owner of the environment under `directory`; use it from the loop's thread alone.
 
-    def __init__(self, directory: Path, limits: Limits, *, on_commit: Callable[[float], None] | None = None) -> None:
+    `sync=False` is for simulations alone: nothing reaches the disk by itself then.
+    """
+
+    def __init__(
+        self, directory: Path, limits: Limits, *, on_commit: Callable[[float], None] | None = None, sync: bool = True
+    ) -> None:
         self.directory = directory
         self.limits = limits
         self.on_commit = on_commit
         directory.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(directory)
         self.env = lmdb.open(
-            str(directory), map_size=limits.store_map_size_bytes, max_dbs=len(TABLES), max_readers=16, mode=0o600
-        )
+            str(directory), map_size=limits.store_map_size_bytes, max_dbs=len(TABLES), max_readers=16, mode=0o600,
+            sync=sync,
+        )  # fmt: skip
         self._dbs = {name: self.env.open_db(name.encode()) for name in TABLES}
         self._page = int(self.env.stat()["psize"])
         self._txn = self.env.begin(write=True)

@@ -57,6 +57,7 @@ TARGETS = {
     "test": Target("ops.dev.test", environments=WITH_CLIENTS),
     "test-all": Target("ops.dev.test", ("--slow-too",), environments=WITH_CLIENTS),
     "check": Target("ops.dev.check", many_files=False),
+    "sim": Target("chaos.simulation"),
     "bench": Target("ops.bench"),
 }
 

@@ -35,7 +35,7 @@ _PRIVATE_FIELDS = (
 )
 _REGULAR = b"\0"
 _NEVER = 1 << 62
-__all__ = ["APPEND_BATCH_BYTES", "ENTRY_BYTES_MAX", "Core", "Owner", "assert_engine", "build", "now"]
+__all__ = ["APPEND_BATCH_BYTES", "ENTRY_BYTES_MAX", "Core", "Owner", "assert_engine", "build", "now", "use_clock"]
 
 
 class Owner(Protocol):
@@ -56,8 +56,15 @@ class Owner(Protocol):
 
 
 def now() -> float:
-    """pysyncobj's own clock, in seconds (a simulation replaces it there)."""
+    """The monotonic clock of all consensus, in seconds; pysyncobj's own, see `use_clock`."""
     return float(engine.monotonicTime())
+
+
+def use_clock(clock: Callable[[], float]) -> Callable[[], float]:
+    """For simulations: the engine reads this clock from now on. Returns the one that it read before."""
+    before: Callable[[], float] = engine.monotonicTime
+    engine.monotonicTime = clock
+    return before
 
 
 def assert_engine() -> None:

@@ -100,7 +100,7 @@ def _print_failure(job: Job, outcome: Outcome) -> None:
 
 def _command(job: Job) -> str:
     parts = [f"make sim SEEDS=1 BASE={job.seed} PEERS={job.voters}"]
-    more = [f"--observers {job.observers}"] if job.observers is not None else []
+    more = [] if job.observers is None else [f"--observers {job.observers}"]
     more += ["--faults " + " ".join(job.kinds)] if job.kinds else []
     more += [f"--without {job.without}"] if job.without else []
     return parts[0] + (f' ARGS="{" ".join(more)}"' if more else "")

@@ -1,4 +1,4 @@
-"""Clients of the registry's API: they write, read and allocate, and repeat what they got no answer to under the same key."""
+"""Clients of the registry's API: they write, read and allocate, and repeat what got no answer under the same key."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class Caller(Process):
     def __init__(self, world: World, name: str, role: str) -> None:
         super().__init__(world, name, role)
         self._preferred: str | None = None
+        self.stopping = self.idle = False
+
+    def start(self) -> None:
+        """Begin to work."""
+        raise NotImplementedError
 
     async def ask(
         self, method: str, body: Document, *, deadline_s: float = OPERATION_S, peer: str | None = None
@@ -66,7 +71,6 @@ class ApiClient(Caller):
         self._hot = hot
         self._count = 0
         self._own: list[str] = []
-        self.stopping = self.idle = False
         self._actor = {"user": name, "project": "demo"}
 
     def start(self) -> None:

@@ -102,7 +102,6 @@ class GatewayProcess(Caller):
         self.forgotten: set[str] = set()  # acknowledged by a disk that is gone
         self._at_copy: set[str] = set()
         self._deleted_at_copy: set[str] = set()
-        self.stopping = self.idle = False
         self.drainer: Drainer | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""TCP as far as the peers can tell: connections of two byte streams, which the world delivers, delays, cuts and forgets.
+"""TCP as far as peers can tell: connections of two byte streams, which the world delivers, delays, cuts and forgets.
 
 A stream holds what was written and not read yet, wherever on the way that is. A connection may end at one side before
 the other: the bytes that are under way then still arrive, though a newer connection may be open already. A direction

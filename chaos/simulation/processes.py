@@ -55,7 +55,7 @@ class Process:
         self.loop = self._new_loop()
 
     def _new_loop(self) -> SimulatedLoop:
-        return SimulatedLoop(self.name, self.clock, self.world.network, self.world.failures)
+        return SimulatedLoop(self.name, self.clock, self.world.network, self.world.failures)  # type: ignore[abstract]
 
     def clock(self) -> float:
         """The process's monotonic clock, in seconds."""
@@ -128,8 +128,7 @@ class RegistryProcess(Process):
         self.commit_takes_s = 0.0
         self.last_words: str | None = None
         self._installs_before = 0
-        self.held = (0, 0)  # term and last index at the end of the last life
-        self.copied = (0, 0)  # the same of the copy that was kept of its disk
+        self.copied = (0, 0)  # term and last index of the copy that was kept of its disk
         self._durable_positions: dict[str, tuple[int, int, str]] = {}
 
     @property
@@ -186,7 +185,6 @@ class RegistryProcess(Process):
         """SIGKILL, or the power is cut: what was not committed is gone."""
         self.end()
         self._installs_before = self.installs
-        self.held = (self.running.raft.term, self.running.raft.journal.last_index)
         self.running.raft.close()
         self.peer = None
         self.commit_fails, self.commit_takes_s = False, 0.0

@@ -1,6 +1,6 @@
 """Requests of clients and gateways to a peer's API, over links that may lose question or answer.
 
-The API's HTTP is not simulated: a handler here does what the HTTP handler of that name does with the services of a peer.
+HTTP is not simulated: a handler here does what the HTTP handler of that name does with the services of a peer.
 An answer that does not come leaves the outcome unknown, which clients must live with.
 """
 

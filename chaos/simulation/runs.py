@@ -30,7 +30,7 @@ class Job:
 
     seed: int
     voters: int
-    observers: int = 0
+    observers: int | None = None
     kinds: tuple[str, ...] = ()
     without: str | None = None
 

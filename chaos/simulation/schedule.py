@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from chaos.simulation.clients import ApiClient
+from chaos.simulation.clients import ApiClient, Caller
 from chaos.simulation.faults import FAULTS
 from chaos.simulation.gateways import GatewayProcess
 from chaos.simulation.judge import Violation
-from chaos.simulation.processes import Process, RegistryProcess, Shape, Templates, shape
+from chaos.simulation.processes import RegistryProcess, Shape, Templates, shape
 from chaos.simulation.world import World
 from raftreg import engine
 from raftreg.config import Limits, TlsFiles
@@ -114,9 +114,9 @@ class Schedule:
         self.gateways = [GatewayProcess(self.world, f"gateway-{n}", f"zone-{n}") for n in range(self.mix.gateways)]
         self.world.processes.update({process.name: process for process in (*self.clients, *self.gateways)})
         self._mending: list[Callable[[], None]] = []
-        # Peers whose disk was replaced -> what the old one held; until the new one has caught up with it.
-        self._behind: dict[str, tuple[int, int]] = {}
         self._replaced: set[str] = set()
+        self._behind: set[str] = set()  # voters whose new disk has not caught up yet
+        self._recovering: set[str] = set()
 
     def close(self) -> None:
         self.world.close()
@@ -143,9 +143,10 @@ class Schedule:
         return self.world.judge.acknowledged < ACKNOWLEDGED_MIN or len(self.outcome.faults) < KINDS_MIN
 
     def _begin(self) -> None:
-        for process in self.world.processes.values():
-            if isinstance(process, RegistryProcess | ApiClient | GatewayProcess):
-                process.start()
+        for peer in self.world.peers:
+            peer.start()
+        for worker in self.workers:
+            worker.start()
 
     # -- one event ------------------------------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ class Schedule:
 
     def may_lose(self, victim: RegistryProcess) -> bool:
         """Whether a majority keeps its data when this one's is gone too."""
-        return len(self._behind.keys() | {victim.name}) * 2 <= len(self.world.voters)
+        return len(self._behind | {victim.name}) * 2 <= len(self.world.voters)
 
     def is_remembered(self, victim: RegistryProcess, beyond: tuple[int, int]) -> bool:
         """Whether every other voter durably knows that this one holds more than what it would come back with."""
@@ -233,8 +234,9 @@ class Schedule:
         """The peer dies with its disk; another one is in its place when it starts again."""
         if victim.alive:
             victim.crash()
-        self._behind[victim.name] = max(victim.held, self._behind.get(victim.name, (0, 0)))
         self._replaced.add(victim.name)
+        self._behind.add(victim.name)
+        self._recovering.discard(victim.name)
         change()
 
     # -- checks ---------------------------------------------------------------------------------------------------
@@ -251,8 +253,9 @@ class Schedule:
                 self.world.judge.leads(peer.name, raft.term)
             if raft.recovering:
                 self._check_recovering(peer)
-            elif peer.name in self._behind and (raft.term, raft.applied) >= self._behind[peer.name]:
-                del self._behind[peer.name]
+            elif peer.name in self._recovering:
+                self._recovering.discard(peer.name)
+                self._behind.discard(peer.name)
         for failure in self.world.failures:
             raise failure if isinstance(failure, Violation) else Violation(f"nobody handled {failure!r}") from failure
 
@@ -261,6 +264,7 @@ class Schedule:
             raise Violation(f"{peer.name} recovers although it never lost anything")
         if peer.running.raft.is_leader:
             raise Violation(f"{peer.name} leads while it recovers")
+        self._recovering.add(peer.name)
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -279,8 +283,8 @@ class Schedule:
         for mend in self._mending:
             mend()
         self._mending.clear()
-        for process in (*self.clients, *self.gateways):
-            process.stopping = True
+        for worker in self.workers:
+            worker.stopping = True
         for process in self.world.processes.values():
             process.paused_until = 0.0
         for peer in self.world.peers:
@@ -302,8 +306,7 @@ class Schedule:
         self._check()
 
     def _has_converged(self) -> bool:
-        workers: list[ApiClient | GatewayProcess] = [*self.clients, *self.gateways]
-        if not all(worker.idle for worker in workers) or not all(gateway.drained for gateway in self.gateways):
+        if not all(worker.idle for worker in self.workers) or not all(gateway.drained for gateway in self.gateways):
             return False
         rafts = [peer.running.raft for peer in self.world.up()]
         ends = {(raft.applied, raft.journal.last_index) for raft in rafts}
@@ -320,7 +323,7 @@ class Schedule:
             for peer in self.world.up()
             for raft in [peer.running.raft]
         ]
-        lines += [f"{worker.name} idle {worker.idle}" for worker in (*self.clients, *self.gateways)]
+        lines += [f"{worker.name} idle {worker.idle}" for worker in self.workers]
         return "; ".join(lines)
 
     def _judge_the_end(self) -> None:
@@ -334,5 +337,6 @@ class Schedule:
         self.outcome.installs = sum(peer.installs for peer in self.world.peers)
 
     @property
-    def processes(self) -> Sequence[Process]:
-        return list(self.world.processes.values())
+    def workers(self) -> list[Caller]:
+        """Those that use the registry."""
+        return [*self.clients, *self.gateways]

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pysyncobj.syncobj as engine
-
 from chaos.simulation.judge import Judge, Violation
 from chaos.simulation.network import Connection, Network, Stream
 from chaos.simulation.processes import Process, RegistryProcess, Shape, Templates
 from chaos.simulation.rpc import Call
+from raftreg import engine
 from raftreg.config import TlsFiles
 
 START_S = 1000.0
@@ -45,8 +44,7 @@ class World:
         self._trace: deque[tuple[int, float, str, Any]] = deque(maxlen=TRACE_EVENTS_MAX)
         self.touched: set[str] = set()  # processes that ran since the last check
         self._inside: Process | None = None
-        self._engine_clock = engine.monotonicTime
-        engine.monotonicTime = self._clock
+        self._clock_before = engine.use_clock(self._clock)
 
     def close(self) -> None:
         """End every process and give the engine its clock back."""
@@ -56,7 +54,7 @@ class World:
                     process.crash()
             elif process.alive:
                 process.end()
-        engine.monotonicTime = self._engine_clock
+        engine.use_clock(self._clock_before)
 
     # -- clocks ---------------------------------------------------------------------------------------------------
 

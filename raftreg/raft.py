@@ -103,7 +103,7 @@ class RaftNode:
             fatal=self._fatal,
             threaded=threaded_snapshots,
         )
-        self.transport = RaftTransport(self.snapshots.cancelTransmisstion)
+        self.transport = RaftTransport(self.snapshots)
         self.transport.clock = now
         self._applied_index = applied_index
         self._inbox: list[tuple[str, Message]] = []
@@ -204,8 +204,7 @@ class RaftNode:
         self._inbox = [item for item in self._inbox if item[0] != peer]
         self._rounds.forget(peer)
         self._full_peers.pop(peer, None)
-        if peer == self.leader:
-            self.snapshots.sender_lost()
+        self.snapshots.peer_lost(peer)
         self._completions += self._forwarded.lost(peer)
         if peer in self._up:
             self._up.discard(peer)
@@ -322,6 +321,7 @@ class RaftNode:
             raise
 
     def on_state_changed(self, _old: int, _new: int) -> None:
+        self.snapshots.stop_serving()
         self._rounds.reset()
         self.transport.confirmed_age = None
         self._goals.clear()

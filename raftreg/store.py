@@ -14,7 +14,8 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -139,13 +140,24 @@ class StateReader:
         return value[_INDEX.size :], index, _INDEX.unpack_from(value)[0]
 
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every row of the state in key order."""
-        for key, value in self._txn.cursor(db=self._state):
-            yield bytes(key), bytes(value)
+        """Every row of the state in key order. LMDB's own iterator: there are millions of rows."""
+        rows: Iterator[tuple[bytes, bytes]] = self._txn.cursor(db=self._state).iternext()
+        return rows
 
     def close(self) -> None:
         self._txn.abort()
         self._closed()
+
+
+@contextmanager
+def committed_state(data_dir: Path) -> Iterator[StateReader]:
+    """What the peer of a data directory has committed last, for another process. It pins pages until the block ends."""
+    path = str(store_path(data_dir))
+    with lmdb.open(path, readonly=True, create=False, max_dbs=_NAMED_DATABASES_MAX) as env, env.begin() as txn:
+        meta, log = (env.open_db(name, txn=txn, create=False) for name in (b"meta", b"log"))
+        generation = int(txn.get(_GENERATION, b"1", db=meta))
+        state = env.open_db(b"state@%d" % generation, txn=txn, create=False)
+        yield StateReader(txn, log, state, lambda: None)
 
 
 class Store:
@@ -315,14 +327,12 @@ class Store:
         self._put_garbage([*self._garbage_generations, number])
         self._installing = (number, self._open_db(b"state@%d" % number))
 
-    def install_rows(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Append rows in key order to the generation under installation."""
+    def install_rows(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """Append rows in key order to the generation under installation. The caller decides when to commit them."""
         assert self._installing is not None
-        database = self._installing[1]
-        for key, value in rows:
-            if not self.txn.put(key, value, db=database, append=True):
+        with self.txn.cursor(db=self._installing[1]) as cursor:
+            if cursor.putmulti(rows, append=True) != (len(rows), len(rows)):
                 raise StoreError("snapshot rows out of order")
-        self.want_commit = True
 
     def installing_view(self) -> View:
         assert self._installing is not None
@@ -404,6 +414,4 @@ class Store:
         """A read transaction of the last commit, usable in any thread; call right after `commit`, close it soon."""
         generation = self.generation
         self._read_generations.append(generation)
-        return StateReader(
-            self.env.begin(buffers=True), self._log, self._state, lambda: self._read_generations.remove(generation)
-        )
+        return StateReader(self.env.begin(), self._log, self._state, lambda: self._read_generations.remove(generation))

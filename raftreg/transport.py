@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from types import NoneType
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 from pysyncobj.node import Node
@@ -29,6 +29,7 @@ TERM = "_term"  # on next_node_idx: the sender's current term
 ROUND = "_round"  # on append_entries: the leader's read round; echoed on next_node_idx
 CONFIRMED_AGE = "_age"  # on append_entries: seconds since a quorum last confirmed this leader, or None
 RECOVERING = "_recovering"  # on next_node_idx: the sender has not caught up; it counts for nothing
+SNAPSHOT = "_snapshot"  # on next_node_idx: what the sender holds of an unfinished snapshot, see `Held`
 CLOCK = "_clock"  # on next_node_idx: the sender's clock; on append_entries: the latest one that the receiver had sent
 
 NUMBER_MAX = 1 << 62  # of terms, indexes and rounds: what a frame can hold, and far above what will ever be reached
@@ -108,15 +109,34 @@ def _chunk_is_well_formed(serialized: object) -> bool:
     return [type(part) for part in serialized[0]] == [bytes, int, int, bytes]
 
 
+def snapshot_held(message: Message) -> tuple[bytes, int] | None:
+    """What the sender of an acknowledgement holds of an unfinished snapshot."""
+    held = message.get(SNAPSHOT)
+    if isinstance(held, list) and [type(part) for part in held] == [bytes, int]:
+        return held[0], held[1]
+    return None
+
+
+class Transmissions(Protocol):
+    """What the transport asks and tells of snapshots under way."""
+
+    def cancelTransmisstion(self, node: Node) -> None: ...
+
+    def heard(self, peer: str, held: tuple[bytes, int] | None, matches: int | None) -> None: ...
+
+    def held(self) -> tuple[bytes, int] | None: ...
+
+
 class RaftTransport(Transport):  # type: ignore[misc]
     """pysyncobj's transport: an outbox on one side, checked delivery on the other.
 
     `core` is attached right after construction (each needs the other).
     """
 
-    def __init__(self, cancel_transmission: Callable[[Node], None]) -> None:
+    def __init__(self, snapshots: Transmissions) -> None:
         super().__init__(None, None, [])
-        self._cancel_transmission = cancel_transmission
+        self._snapshots = snapshots
+        self._cancel_transmission = snapshots.cancelTransmisstion
         self.outbox: list[tuple[str, Message]] = []
         self.core: Any = None
         self.recovering = False
@@ -155,6 +175,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
         message[CLOCK] = self.clock()
         if self.recovering:
             message[RECOVERING] = True
+        if (held := self._snapshots.held()) is not None:
+            message[SNAPSHOT] = held
         return message
 
     def _hold(self, node: Node) -> None:
@@ -187,6 +209,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
     def _deliver_acknowledgement(self, node: Node, message: Message) -> None:
         if not self.accepts_acknowledgement(message) or self.claims_too_much(message):
             return
+        matches = message["next_node_idx"] - 1 if message["success"] else None
+        self._snapshots.heard(node.id, snapshot_held(message), matches)
         if message.get(RECOVERING) and message["success"]:
             message["success"] = False  # a peer that may have forgotten promises counts for no commit
         before, heard = self.core.next_index(node), self.core.heard_from(node)

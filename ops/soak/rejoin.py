@@ -1,4 +1,4 @@
-"""A wiped peer comes back while writes go on: `python -m ops.soak.rejoin STORES`, after `python -m ops.soak.images STORES`.
+"""A wiped peer comes back while writes go on: `python -m ops.soak.rejoin STORES`; `ops.soak.images` makes the STORES.
 
 The run works on a copy of STORES. One follower is killed with SIGKILL, its store removed, `raftreg rejoin` called and
 the peer started, while images are created through the API at a steady rate. Measured: the time from the start until it

@@ -27,7 +27,9 @@ HEARTBEAT_S = 0.1
 TIMING = Timing(raft_min_timeout_s=1.0, raft_max_timeout_s=2.0, heartbeat_s=HEARTBEAT_S, leader_fallback_s=30.0)
 A_HEARTBEAT_LATER = HEARTBEAT_S * 1.1
 LONG_AFTER = 5.0
-SMALL_SNAPSHOTS = Limits(snapshot_chunk_bytes=64, log_keep_entries=1, log_keep_bytes=1 << 20)
+SMALL_SNAPSHOTS = Limits(
+    snapshot_chunk_bytes=64, snapshot_commit_bytes=64, snapshot_resume_s=3.0, log_keep_entries=1, log_keep_bytes=1 << 20
+)
 WHOLE_SNAPSHOTS = replace(SMALL_SNAPSHOTS, snapshot_chunk_bytes=1 << 16)
 
 ENGINE_CLOCK = engine.monotonicTime

@@ -96,6 +96,9 @@ class Limits:
 
     # -- links between peers: a frame holds a few entries; a link with more waiting is broken, never skipped.
     frame_bytes_max: int = 16 * MIB
+    # Log under way to a peer that it has not answered for: what it applies in one turn, a fraction of link_silence_s
+    # (1 MiB are 1,500 creates), yet 5 MiB/s over a link with a round trip of 100 ms.
+    append_window_bytes: int = 512 * KIB
     transport_buffer_max_bytes: int = 64 * MIB
 
     # -- API: a body holds one full batch. Waiting requests cost memory (a few KiB each).

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from pysyncobj.node import Node
 
 from raftreg import engine
+from raftreg.append_window import AppendWindow
 from raftreg.config import Limits, Timing
 from raftreg.engine import now
 from raftreg.journal import Journal
@@ -103,7 +104,7 @@ class RaftNode:
             fatal=self._fatal,
             threaded=threaded_snapshots,
         )
-        self.transport = RaftTransport(self.snapshots)
+        self.transport = RaftTransport(self.snapshots, AppendWindow(limits.append_window_bytes))
         self.transport.clock = now
         self._applied_index = applied_index
         self._inbox: list[tuple[str, Message]] = []
@@ -322,6 +323,7 @@ class RaftNode:
 
     def on_state_changed(self, _old: int, _new: int) -> None:
         self.snapshots.stop_serving()
+        self.transport.forget_sent()
         self._rounds.reset()
         self.transport.confirmed_age = None
         self._goals.clear()

@@ -91,6 +91,7 @@ class _Served:
 
     needs: int
     lost_at: float | None = None
+    sent: bytes = b""  # ID of the snapshot of which everything has left, on the present link
 
 
 class Snapshots:
@@ -215,7 +216,7 @@ class Snapshots:
         """The link to a peer broke. For a while it may come back and take the rest."""
         self._heard.pop(peer, None)
         if peer in self._served:
-            self._served[peer].lost_at = now()
+            self._served[peer].lost_at, self._served[peer].sent = now(), b""
 
     def stop_serving(self) -> None:
         """Leadership is lost, or nobody can be served from this spool any more."""
@@ -241,6 +242,7 @@ class Snapshots:
             return None
         if last:
             self._close_sender(node.id)
+            self._served[node.id].sent = chunk[0]
             self.sent += 1
         return chunk, is_first(chunk), last
 
@@ -250,13 +252,20 @@ class Snapshots:
         spool = self._ready_spool()
         if spool is None or peer not in self._heard:
             return None  # it has not said yet, on this link, what it holds
-        served.needs = spool.index
-        file = spool.path.open("rb")
         held = self._heard[peer]
-        if held is not None and held[0] == spool.snapshot_id and 0 < held[1] < len(spool.offsets):
+        begun = held is not None and held[0] == spool.snapshot_id
+        if begun and self._is_under_way(served, spool):
+            return None
+        served.needs, served.sent = spool.index, b""
+        file = spool.path.open("rb")
+        if held is not None and begun and 0 < held[1] < len(spool.offsets):
             file.seek(spool.offsets[held[1]])
         self._senders[peer] = sender = _Sender(file, spool, _CHUNKS_PER_TURN)
         return sender
+
+    def _is_under_way(self, served: _Served, spool: _Spool) -> bool:
+        """Whether the peer only has not come to the last chunk yet. Its resets from before that mean nothing."""
+        return served.sent == spool.snapshot_id
 
     def begin_turn(self) -> None:
         """A new turn of the loop may send a bounded number of chunks again."""

@@ -141,8 +141,7 @@ class StateReader:
 
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
         """Every row of the state in key order. LMDB's own iterator: there are millions of rows."""
-        rows: Iterator[tuple[bytes, bytes]] = self._txn.cursor(db=self._state).iternext()
-        return rows
+        return cast("Iterator[tuple[bytes, bytes]]", self._txn.cursor(db=self._state).iternext())
 
     def close(self) -> None:
         self._txn.abort()

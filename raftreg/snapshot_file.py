@@ -11,6 +11,7 @@ Nothing here knows Raft or who reads the file: a peer that lags gets the chunks,
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import time
@@ -23,6 +24,7 @@ from typing import Any, BinaryIO
 
 import msgpack
 
+from raftreg.config import MIB
 from raftreg.store import LogEntry, StateReader
 
 Row = tuple[bytes, bytes]
@@ -31,6 +33,8 @@ Chunk = tuple[bytes, int, int, bytes]
 _LENGTH = struct.Struct(">I")
 _HEADER, _ROWS, _TRAILER = "header", "rows", "trailer"
 _ID_BYTES, _CHECKSUM_BYTES = 8, 16
+# What may wait in the page cache: gigabytes of it, once written back, make every fsync of the peers wait for seconds.
+_UNSYNCED_BYTES_MAX = 8 * MIB
 
 
 class Malformed(ValueError):
@@ -83,7 +87,7 @@ class _Writer:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._id = random.randbytes(_ID_BYTES)
-        self._sequence = 0
+        self._sequence = self._unsynced = 0
         self.rows = 0
         self.checksum = blake2b(digest_size=_CHECKSUM_BYTES)
 
@@ -98,6 +102,11 @@ class _Writer:
         self._file.write(_LENGTH.pack(len(frame)))
         self._file.write(frame)
         self._sequence += 1
+        self._unsynced += len(frame)
+        if self._unsynced > _UNSYNCED_BYTES_MAX:
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
+            self._unsynced = 0
         return body
 
 

@@ -53,6 +53,7 @@ class _Spool:
     path: Path
     since: float
     copy: CopyProcess | None = None
+    used_at: float = 0.0
     index: int = 0
     snapshot_id: bytes = b""
     failed: bool = False
@@ -190,6 +191,7 @@ class Snapshots:
         )
         logger.error("%s", self.trouble)
         self.stop_serving()
+        self._drop_spool()
 
     def checkSerializing(self) -> tuple[int, int | None]:
         """(SUCCESS, log index to trim to) once after `serialize`."""
@@ -219,11 +221,11 @@ class Snapshots:
             self._served[peer].lost_at, self._served[peer].sent = now(), b""
 
     def stop_serving(self) -> None:
-        """Leadership is lost, or nobody can be served from this spool any more."""
+        """Leadership is lost or gained. The spool stays for a while: whoever leads again has it ready."""
         for peer in list(self._senders):
             self._close_sender(peer)
         self._served.clear()
-        self._drop_spool()
+        self._heard.clear()
 
     # -- sending --------------------------------------------------------------------------------------------------
 
@@ -272,6 +274,7 @@ class Snapshots:
         for sender in self._senders.values():
             sender.chunks_left = _CHUNKS_PER_TURN
         self._follow_copy()
+        self._drop_unused_spool()
         self._forget_unfinished()
 
     def cancelTransmisstion(self, node: Any) -> None:
@@ -355,7 +358,7 @@ class Snapshots:
         if first is None:
             raise Malformed("the file is empty")
         content = Content(first)
-        spool.index, spool.snapshot_id = content.index, content.snapshot_id
+        spool.index, spool.snapshot_id, spool.used_at = content.index, content.snapshot_id, now()
         logger.info("copied a snapshot of index %d in %.1f s", spool.index, now() - spool.since)
 
     def _copy_failed(self, why: str) -> None:
@@ -373,6 +376,15 @@ class Snapshots:
         """How long the copy under way has pinned pages of the database; 0 when there is none."""
         return now() - self._spool.since if self._spool is not None and self._spool.copying else 0.0
 
+    def _drop_unused_spool(self) -> None:
+        spool = self._spool
+        if spool is None or spool.copying:
+            return
+        if self._served:
+            spool.used_at = now()
+        elif now() - spool.used_at > self._limits.snapshot_resume_s:
+            self._drop_spool()
+
     def _drop_spool(self) -> None:
         spool, self._spool = self._spool, None
         if spool is None:
@@ -389,6 +401,7 @@ class Snapshots:
     def close(self) -> None:
         """End a copy that is under way and remove the spool."""
         self.stop_serving()
+        self._drop_spool()
         if self._removal is not None:
             self._removal.join()
 

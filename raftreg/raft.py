@@ -296,7 +296,7 @@ class RaftNode:
         if self.snapshots.compaction_due() and self.journal.first_index < self.applied - 1:
             self.core.forceLogCompaction()
         else:
-            self.store.reclaim(self._limits.reclaim_rows_max)
+            self.store.reclaim(self._limits.reclaim_rows_max, self._limits.reclaim_whole_rows_max)
 
     # -- entries --------------------------------------------------------------------------------------------------
 

@@ -5,11 +5,13 @@ through Python, and in a thread they would take the interpreter from the loop th
 environment to read only; its read transaction holds log and state of the same commit. Never a fork of the peer: LMDB
 and threads don't survive it.
 
-A copy goes to `PATH.part` and gets its name when it is complete. It ends when its deadline passes or its peer is gone.
+What is written may be read while the copy goes on; only its end says that the whole is there. It ends when its
+deadline passes or its peer is gone.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -30,7 +32,6 @@ class CopyProcess:
 
     def __init__(self, data_dir: Path, path: Path, *, chunk_bytes: int, reader_max_s: float) -> None:
         self.path = path
-        self._part = _part(path)
         self._killed_at = time.monotonic() + reader_max_s + _OVERDUE_S
         command = [sys.executable, "-m", __name__, str(data_dir.resolve()), str(path.resolve())]
         self._process = subprocess.Popen(
@@ -46,30 +47,22 @@ class CopyProcess:
             if time.monotonic() > self._killed_at:
                 self._process.kill()
             return None
-        if status != 0:
-            self._part.unlink(missing_ok=True)
         return status == 0
 
     def end(self) -> None:
-        """Stop it if it is under way, and wait until it is gone. Its file stays if it was complete."""
+        """Stop it if it is under way, and wait until it is gone. What it has written stays."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-        self._part.unlink(missing_ok=True)
 
 
 def copy(data_dir: Path, path: Path, chunk_bytes: int, reader_max_s: float) -> None:
     """What the process does. Raises what `copy_to_spool` raises."""
+    gc.disable()  # rows are many and hold no cycles
     parent = os.getppid()
-    part = _part(path)
     with committed_state(data_dir) as reader:
         index = read_head(reader.view()).applied
-        copy_to_spool(reader, index, part, chunk_bytes, reader_max_s, lambda: os.getppid() == parent)
-    part.rename(path)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
+        copy_to_spool(reader, index, path, chunk_bytes, reader_max_s, lambda: os.getppid() == parent)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +34,8 @@ _LENGTH = struct.Struct(">I")
 _HEADER, _ROWS, _TRAILER = "header", "rows", "trailer"
 _ID_BYTES, _CHECKSUM_BYTES = 8, 16
 # What may wait in the page cache: gigabytes of it, once written back, make every fsync of the peers wait for seconds.
-_UNSYNCED_BYTES_MAX = 8 * MIB
+_UNSYNCED_BYTES_MAX = 32 * MIB
+_ROWS_AT_ONCE = 64
 
 
 class Malformed(ValueError):
@@ -70,15 +71,18 @@ def copy_to_spool(
 
 
 def _batches(rows: Iterator[Row], chunk_bytes: int) -> Iterator[list[Row]]:
-    """Lists of rows of `chunk_bytes` together, or a little more. Millions of rows pass this loop."""
+    """Lists of rows of `chunk_bytes` together, or a little more. Millions of rows pass, so that one by one they would
+    cost more than all the rest of the copy; only a piece with large ones is looked at so."""
     batch: list[Row] = []
     size = 0
-    for row in rows:
-        batch.append(row)
-        size += len(row[0]) + len(row[1])
-        if size >= chunk_bytes:
-            yield batch
-            batch, size = [], 0
+    while piece := list(islice(rows, _ROWS_AT_ONCE)):
+        piece_bytes = sum(map(len, chain.from_iterable(piece)))
+        for part in [piece] if piece_bytes <= chunk_bytes else [[row] for row in piece]:
+            batch += part
+            size += piece_bytes if part is piece else len(part[0][0]) + len(part[0][1])
+            if size >= chunk_bytes:
+                yield batch
+                batch, size = [], 0
     if batch:
         yield batch
 
@@ -124,6 +128,20 @@ def read_chunk(file: BinaryIO) -> Chunk | None:
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise Malformed(f"a frame cannot be read: {error}") from error
     return snapshot_id, sequence, crc, body
+
+
+def frame_end(file: BinaryIO, written: int) -> int | None:
+    """Where the next frame ends, of a file of which `written` bytes are there; None: it is not there as a whole.
+
+    The position in the file stays.
+    """
+    offset = file.tell()
+    if written - offset < _LENGTH.size:
+        return None
+    prefix = file.read(_LENGTH.size)
+    file.seek(offset)
+    end: int = offset + _LENGTH.size + _LENGTH.unpack(prefix)[0]
+    return end if end <= written else None
 
 
 def read_header(path: Path) -> tuple[LogEntry, LogEntry]:
@@ -207,12 +225,16 @@ def _kinds(parts: tuple[Any, ...]) -> list[type]:
     return [type(part) for part in parts]
 
 
-def _open(chunk: Chunk) -> tuple[Any, ...]:
-    _, _, crc, body = chunk
-    if zlib.crc32(body) != crc:
+def check(chunk: Chunk) -> None:
+    """Raises Malformed when a chunk is not what was written."""
+    if zlib.crc32(chunk[3]) != chunk[2]:
         raise Malformed("checksum of a chunk does not match")
+
+
+def _open(chunk: Chunk) -> tuple[Any, ...]:
+    check(chunk)
     try:
-        parts = msgpack.unpackb(body, use_list=False)
+        parts = msgpack.unpackb(chunk[3], use_list=False)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise Malformed(f"a chunk cannot be read: {error}") from error
     if type(parts) is not tuple or not parts:

@@ -13,20 +13,17 @@ nothing forks.
 from __future__ import annotations
 
 import logging
-import random
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from pysyncobj.config import SERIALIZER_STATE
 
 from raftreg.config import Limits
 from raftreg.engine import now
 from raftreg.journal import Journal
-from raftreg.snapshot_copy import CopyProcess
-from raftreg.snapshot_file import Chunk, Content, Malformed, copy_to_spool, is_first, read_chunk
+from raftreg.snapshot_file import Chunk, Content, Malformed, copy_to_spool, is_first
+from raftreg.snapshot_spool import Spool, SpoolKeeper, SpoolReader
 from raftreg.store import LogEntry, Store
 from raftreg.tables import View
 
@@ -47,43 +44,11 @@ class Fatal(Protocol):
 
 
 @dataclass
-class _Spool:
-    """One snapshot as a file. `index` is 0 until the copy is complete; `failed` ends it."""
-
-    path: Path
-    since: float
-    copy: CopyProcess | None = None
-    used_at: float = 0.0
-    index: int = 0
-    snapshot_id: bytes = b""
-    failed: bool = False
-    offsets: list[int] = field(default_factory=list)  # where chunks begin, as far as somebody was sent them
-
-    @property
-    def copying(self) -> bool:
-        return self.index == 0 and not self.failed
-
-    def remove(self) -> None:
-        if self.copy is not None:
-            self.copy.end()
-        self.path.unlink(missing_ok=True)
-
-
-@dataclass
 class _Sender:
-    file: BinaryIO
-    spool: _Spool
-    chunks_left: int
+    """One peer's place in the spool."""
 
-    def next_chunk(self) -> tuple[Chunk, bool]:
-        """The next chunk, and whether it is the last. Raises Malformed, OSError."""
-        offset = self.file.tell()
-        chunk = read_chunk(self.file)
-        if chunk is None:
-            raise Malformed("the file ends before its trailer")
-        if chunk[1] == len(self.spool.offsets):
-            self.spool.offsets.append(offset)
-        return chunk, not self.file.peek(1)  # type: ignore[attr-defined]
+    reader: SpoolReader
+    chunks_left: int = _CHUNKS_PER_TURN
 
 
 @dataclass
@@ -116,12 +81,9 @@ class Snapshots:
     ) -> None:
         self._store, self._journal, self._limits = store, journal, limits
         self._applied_index, self._buffered, self._fatal = applied_index, buffered, fatal
-        self._threaded = threaded
-        self._spool_dir = store.data_dir / "spool"
-        self._spool: _Spool | None = None
-        self._spool_wanted = False
-        self._removal: threading.Thread | None = None
-        self._copy_after = float("-inf")
+        self.spool = SpoolKeeper(
+            store, limits, applied_index=applied_index, on_end=self._close_senders, threaded=threaded
+        )
         self._senders: dict[str, _Sender] = {}
         self._served: dict[str, _Served] = {}
         self._heard: dict[str, Held | None] = {}
@@ -132,13 +94,12 @@ class Snapshots:
         self._trimmed_at = float("-inf")
         self.installed = 0
         self.sent = 0
-        self.trouble: str | None = None
-        self._clear_spool_directory()
+        self._trouble: str | None = None
 
-    def _clear_spool_directory(self) -> None:
-        self._spool_dir.mkdir(exist_ok=True)
-        for leftover in self._spool_dir.iterdir():
-            leftover.unlink()
+    @property
+    def trouble(self) -> str | None:
+        """Why a peer that needs a snapshot does not get it, for people; None while all is well."""
+        return self.spool.trouble or self._trouble
 
     # -- log compaction -------------------------------------------------------------------------------------------
 
@@ -184,14 +145,14 @@ class Snapshots:
 
     def _give_up_serving(self) -> None:
         """What is under way ends where the log no longer begins: without it, everything starts again."""
-        self.trouble = (
+        self._trouble = (
             f"{', '.join(sorted(self._served))} took so long over a snapshot that the log grew above "
             f"limits.log_serving_bytes_max ({self._limits.log_serving_bytes_max}); it starts again. Let writers wait, "
             "or raise the limit"
         )
-        logger.error("%s", self.trouble)
+        logger.error("%s", self._trouble)
         self.stop_serving()
-        self._drop_spool()
+        self.spool.drop()
 
     def checkSerializing(self) -> tuple[int, int | None]:
         """(SUCCESS, log index to trim to) once after `serialize`."""
@@ -212,7 +173,7 @@ class Snapshots:
         newest = self._journal.last_index
         if matches >= (self._oldest_to_keep(newest) + newest) // 2:
             del self._served[peer]  # it has caught up well into what is kept for everybody
-            self.trouble = None
+            self._trouble = None
 
     def peer_lost(self, peer: str) -> None:
         """The link to a peer broke. For a while it may come back and take the rest."""
@@ -222,8 +183,7 @@ class Snapshots:
 
     def stop_serving(self) -> None:
         """Leadership is lost or gained. The spool stays for a while: whoever leads again has it ready."""
-        for peer in list(self._senders):
-            self._close_sender(peer)
+        self._close_senders()
         self._served.clear()
         self._heard.clear()
 
@@ -236,12 +196,15 @@ class Snapshots:
             return None
         if self._buffered(node.id) > self._limits.snapshot_send_buffer_max_bytes:
             return None
-        sender.chunks_left -= 1
         try:
-            chunk, last = sender.next_chunk()
+            following = sender.reader.take()
         except (Malformed, OSError) as error:
-            self._copy_failed(f"the spool of a snapshot cannot be read: {error!r}")
+            self.spool.fail(f"the spool of a snapshot cannot be read: {error!r}")
             return None
+        if following is None:
+            return None
+        sender.chunks_left -= 1
+        chunk, last = following
         if last:
             self._close_sender(node.id)
             self._served[node.id].sent = chunk[0]
@@ -251,7 +214,7 @@ class Snapshots:
     def _begin_sending(self, peer: str) -> _Sender | None:
         served = self._served.setdefault(peer, _Served(self._applied_index(self._store.view())))
         served.lost_at = None
-        spool = self._ready_spool()
+        spool = self.spool.ready(self._journal.first_index)
         if spool is None or peer not in self._heard:
             return None  # it has not said yet, on this link, what it holds
         held = self._heard[peer]
@@ -259,13 +222,11 @@ class Snapshots:
         if begun and self._is_under_way(served, spool):
             return None
         served.needs, served.sent = spool.index, b""
-        file = spool.path.open("rb")
-        if held is not None and begun and 0 < held[1] < len(spool.offsets):
-            file.seek(spool.offsets[held[1]])
-        self._senders[peer] = sender = _Sender(file, spool, _CHUNKS_PER_TURN)
+        sequence = held[1] if held is not None and begun else 0
+        self._senders[peer] = sender = _Sender(SpoolReader(spool, sequence))
         return sender
 
-    def _is_under_way(self, served: _Served, spool: _Spool) -> bool:
+    def _is_under_way(self, served: _Served, spool: Spool) -> bool:
         """Whether the peer only has not come to the last chunk yet. Its resets from before that mean nothing."""
         return served.sent == spool.snapshot_id
 
@@ -273,8 +234,7 @@ class Snapshots:
         """A new turn of the loop may send a bounded number of chunks again."""
         for sender in self._senders.values():
             sender.chunks_left = _CHUNKS_PER_TURN
-        self._follow_copy()
-        self._drop_unused_spool()
+        self.spool.follow(in_use=bool(self._served))
         self._forget_unfinished()
 
     def cancelTransmisstion(self, node: Any) -> None:
@@ -284,126 +244,21 @@ class Snapshots:
     def _close_sender(self, peer: str) -> None:
         sender = self._senders.pop(peer, None)
         if sender is not None:
-            sender.file.close()
+            sender.reader.close()
 
-    # -- the spool ------------------------------------------------------------------------------------------------
-
-    def _ready_spool(self) -> _Spool | None:
-        spool = self._spool
-        if spool is not None and not spool.failed:
-            if spool.index == 0:
-                return None
-            if spool.index > self._journal.first_index:
-                return spool
-        # None yet, failed, or so old that its reader would need another snapshot at once.
-        self._spool_wanted = True
-        self._store.want_commit = True
-        return None
+    def _close_senders(self) -> None:
+        for peer in list(self._senders):
+            self._close_sender(peer)
 
     def after_commit(self) -> None:
-        """Start the copy that a lagging peer waits for. Right after a commit, so that state and log agree."""
+        """What was received is durable; a copy that a lagging peer waits for may start."""
         self._uncommitted_bytes = 0
-        if not self._spool_wanted:
-            return
-        self._spool_wanted = False
-        index = self._applied_index(self._store.view())
-        if index < 2 or now() < self._copy_after:
-            return
-        self._drop_spool()
-        missing = self._store.used_bytes() + self._limits.disk_reserve_bytes - self._store.free_disk_bytes()
-        if missing > 0:
-            self._copy_failed(f"the disk lacks {missing} bytes for the copy of a snapshot that a peer waits for")
-            return
-        spool = self._spool = _Spool(self._spool_dir / f"{index}-{random.randbytes(4).hex()}", now())
-        if self._threaded:
-            spool.copy = CopyProcess(
-                self._store.data_dir,
-                spool.path,
-                chunk_bytes=self._limits.snapshot_chunk_bytes,
-                reader_max_s=self._limits.snapshot_reader_max_s,
-            )
-        else:
-            self._copy_here(spool, index)
-
-    def _copy_here(self, spool: _Spool, index: int) -> None:
-        reader = self._store.begin_read()
-        try:
-            copy_to_spool(
-                reader, index, spool.path, self._limits.snapshot_chunk_bytes, self._limits.snapshot_reader_max_s
-            )
-            self._open_spool(spool)
-        except Exception as error:
-            self._copy_failed(f"copying a snapshot failed: {error!r}")
-        finally:
-            reader.close()
-
-    def _follow_copy(self) -> None:
-        spool = self._spool
-        if spool is None or spool.copy is None:
-            return
-        succeeded = spool.copy.succeeded()
-        if succeeded is None:
-            return
-        spool.copy = None
-        try:
-            if not succeeded:
-                raise OSError("the process that copies ended early; its messages stand above")
-            self._open_spool(spool)
-        except (Malformed, OSError) as error:
-            self._copy_failed(f"copying a snapshot failed: {error}")
-
-    def _open_spool(self, spool: _Spool) -> None:
-        with spool.path.open("rb") as file:
-            first = read_chunk(file)
-        if first is None:
-            raise Malformed("the file is empty")
-        content = Content(first)
-        spool.index, spool.snapshot_id, spool.used_at = content.index, content.snapshot_id, now()
-        logger.info("copied a snapshot of index %d in %.1f s", spool.index, now() - spool.since)
-
-    def _copy_failed(self, why: str) -> None:
-        """Only this copy is lost: the peer that waits for it asks again, and there is another try after a while."""
-        logger.error("%s", why)
-        self.trouble = why
-        self._copy_after = now() + self._limits.snapshot_retry_s
-        for peer in list(self._senders):
-            self._close_sender(peer)
-        if self._spool is not None:
-            self._spool.failed = True
-            self._spool.path.unlink(missing_ok=True)
-
-    def reader_age_s(self) -> float:
-        """How long the copy under way has pinned pages of the database; 0 when there is none."""
-        return now() - self._spool.since if self._spool is not None and self._spool.copying else 0.0
-
-    def _drop_unused_spool(self) -> None:
-        spool = self._spool
-        if spool is None or spool.copying:
-            return
-        if self._served:
-            spool.used_at = now()
-        elif now() - spool.used_at > self._limits.snapshot_resume_s:
-            self._drop_spool()
-
-    def _drop_spool(self) -> None:
-        spool, self._spool = self._spool, None
-        if spool is None:
-            return
-        for peer in list(self._senders):
-            self._close_sender(peer)
-        if self._threaded:
-            # Freeing the blocks of gigabytes takes the file system long.
-            self._removal = threading.Thread(target=spool.remove, name="remove-snapshot")
-            self._removal.start()
-        else:
-            spool.remove()
+        self.spool.after_commit()
 
     def close(self) -> None:
         """End a copy that is under way and remove the spool."""
         self.stop_serving()
-        self._drop_spool()
-        if self._removal is not None:
-            self._removal.join()
+        self.spool.close()
 
     # -- receiving ------------------------------------------------------------------------------------------------
 

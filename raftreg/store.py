@@ -365,8 +365,12 @@ class Store:
         if self.generation in self._garbage_generations:
             raise StoreError(f"{self.path}: the current generation {self.generation} is marked for deletion")
 
-    def reclaim(self, rows_max: int) -> int:
-        """Delete up to `rows_max` rows of abandoned generations; returns how many went. 0 means nothing is left."""
+    def reclaim(self, rows_max: int, whole_rows_max: int = 0) -> int:
+        """Delete up to `rows_max` rows of an abandoned generation, or all of it when no more than `whole_rows_max`
+        are left; returns how many went. 0 means nothing is left.
+
+        Freeing whole trees takes a hundredth of the time that rows take, but cannot be interrupted.
+        """
         if not self._garbage_generations:
             return 0
         # A generation that a snapshot is still being copied from must not lose its handle.
@@ -376,17 +380,23 @@ class Store:
             return 0
         name = b"state@%d" % waiting[0]
         database = self._open_db(name)
+        deleted = left = int(self.txn.stat(database)["entries"])
+        if left > whole_rows_max:
+            deleted = self._delete_first(database, rows_max)
+        if deleted == left:
+            self.txn.drop(database, delete=True)
+            self._put_garbage([g for g in self._garbage_generations if g != waiting[0]])
+        self.want_commit = True
+        return max(deleted, 1)
+
+    def _delete_first(self, database: Any, rows_max: int) -> int:
         deleted = 0
         with self.txn.cursor(db=database) as cursor:
             more = cursor.first()
             while more and deleted < rows_max:
                 more = cursor.delete()
                 deleted += 1
-        if not more:
-            self.txn.drop(database, delete=True)
-            self._put_garbage([g for g in self._garbage_generations if g != waiting[0]])
-        self.want_commit = True
-        return max(deleted, 1)
+        return deleted
 
     # -- figures --------------------------------------------------------------------------------------------------
 

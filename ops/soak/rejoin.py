@@ -238,10 +238,11 @@ def copied(stores: Path) -> Iterator[Path]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.soak.rejoin", description=__doc__)
     parser.add_argument("stores", type=Path, help="directory of a cluster that ops.soak.images filled")
+    parser.add_argument("--log-keep-entries", type=int, default=1000, help="so that a small registry needs a snapshot")
     parser.add_argument("--rate", type=float, default=100.0, help="creates per second meanwhile (default 100)")
     options = parser.parse_args()
     with copied(options.stores) as base:
-        cluster = Cluster(base, gateways={})
+        cluster = Cluster(base, gateways={}, peer_limits={"log_keep_entries": options.log_keep_entries})
         cluster.start()
         try:
             outcome = asyncio.run(run(cluster, options.rate))

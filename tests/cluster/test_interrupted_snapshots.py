@@ -70,7 +70,7 @@ def test_links_that_flap_during_a_snapshot_use_up_no_databases(
             break
         most = max(most, cluster.nodes["C"].store.abandoned_generations)
         cluster.isolate("C")
-        cluster.nodes["A"].snapshots._drop_spool()
+        cluster.nodes["A"].snapshots.spool.drop()
     if not rule:
         assert "installing a snapshot failed" in cluster.dead["C"]
         return

@@ -133,6 +133,10 @@ class Core(SyncObj):  # type: ignore[misc]
     def last_index(self) -> int:
         return int(self._owner.journal.last_index)
 
+    def entry(self, index: int) -> Any:
+        """(command, index, term) at a log index, or None when the log does not hold it."""
+        return self._owner.journal.entry(index)
+
     def adopt_term(self, term: int) -> None:
         """Somebody is in a higher term: follow there, with a vote to give."""
         self._call_private("setCurrentTerm", term, None)

@@ -115,4 +115,4 @@ def _fill(metrics: PeerMetrics, peer: Peer) -> None:
     metrics.log_bytes.set(status["db"]["log_bytes"])
     metrics.db_used_bytes.set(status["db"]["used_bytes"])
     metrics.db_file_bytes.set(status["db"]["file_bytes"])
-    metrics.oldest_reader_s.set(peer.raft.snapshots.reader_age_s())
+    metrics.oldest_reader_s.set(peer.raft.snapshots.spool.reader_age_s())

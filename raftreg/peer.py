@@ -199,7 +199,7 @@ class Peer:
             "peers": {
                 peer: {"connected": raft.is_connected(peer), "match": raft.match_index(peer)} for peer in raft.others
             },
-            "errors": [*self.links.refusals().values(), *([self._full] if self._full else [])],
+            "errors": [*self.links.refusals().values(), *filter(None, [self._full, raft.snapshots.trouble])],
             "proposals_pending": self.proposer.pending,
             "db": {
                 "used_bytes": self.store.used_bytes(),

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from pysyncobj.node import Node
 
 from raftreg import engine
+from raftreg.append_window import AppendWindow
 from raftreg.config import Limits, Timing
 from raftreg.engine import now
 from raftreg.journal import Journal
@@ -102,7 +103,7 @@ class RaftNode:
             fatal=self._fatal,
             threaded=threaded_snapshots,
         )
-        self.transport = RaftTransport(self.snapshots.cancelTransmisstion)
+        self.transport = RaftTransport(self.snapshots, AppendWindow(limits.append_window_bytes))
         self.transport.clock = now
         self._applied_index = applied_index
         self._inbox: list[tuple[str, Message]] = []
@@ -203,8 +204,7 @@ class RaftNode:
         self._inbox = [item for item in self._inbox if item[0] != peer]
         self._rounds.forget(peer)
         self._full_peers.pop(peer, None)
-        if peer == self.leader:
-            self.snapshots.sender_lost()
+        self.snapshots.peer_lost(peer)
         self._completions += self._forwarded.lost(peer)
         if peer in self._up:
             self._up.discard(peer)
@@ -295,7 +295,7 @@ class RaftNode:
         if self.snapshots.compaction_due() and self.journal.first_index < self.applied - 1:
             self.core.forceLogCompaction()
         else:
-            self.store.reclaim(self._limits.reclaim_rows_max)
+            self.store.reclaim(self._limits.reclaim_rows_max, self._limits.reclaim_whole_rows_max)
 
     # -- entries --------------------------------------------------------------------------------------------------
 
@@ -321,6 +321,8 @@ class RaftNode:
             raise
 
     def on_state_changed(self, _old: int, _new: int) -> None:
+        self.snapshots.stop_serving()
+        self.transport.forget_sent()
         self._rounds.reset()
         self.transport.confirmed_age = None
         self._goals.clear()

@@ -1,45 +1,42 @@
 """Snapshots: how a peer that lags behind the log gets the state (replaces pysyncobj's Serializer).
 
-Sending: one committed moment of the state is copied from a read transaction to a spool file, in a thread at disk
+Sending: one committed moment of the state is copied to a spool file by a process of its own (`snapshot_copy`), at disk
 speed, so that the reader which pins pages lives briefly; every lagging peer is then served from that file in numbered,
-checksummed chunks. Receiving: rows go straight into the next generation of the state, a bounded number per loop turn;
-the last chunk is checked against the whole and one small change makes the generation current. Nothing is ever dumped
-for a restart, and nothing forks.
+checksummed chunks (`snapshot_file`). Until a served peer has caught up, the log is kept from where it will need it. A
+peer whose link broke says how far it got, and is sent the rest.
 
-A chunk is [snapshot ID, sequence, crc32, body]. Bodies: the header (sequence 0), lists of rows, the trailer.
+Receiving: rows go straight into the next generation of the state, committed every few megabytes; the last chunk is
+checked against the whole and one small change makes the generation current. Nothing is ever dumped for a restart, and
+nothing forks.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
-import struct
-import threading
-import time
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from hashlib import blake2b
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import msgpack
 from pysyncobj.config import SERIALIZER_STATE
 
 from raftreg.config import Limits
+from raftreg.engine import now
 from raftreg.journal import Journal
-from raftreg.store import LogEntry, StateReader, Store
+from raftreg.snapshot_file import Chunk, Content, Malformed, copy_to_spool, is_first
+from raftreg.snapshot_spool import Spool, SpoolKeeper, SpoolReader
+from raftreg.store import LogEntry, Store
 from raftreg.tables import View
+
+__all__ = ["Fatal", "Held", "Snapshots", "copy_to_spool"]
 
 logger = logging.getLogger(__name__)
 
-_LENGTH = struct.Struct(">I")
-_HEADER, _ROWS, _TRAILER = "header", "rows", "trailer"
-_SERVING_KEEP_FACTOR = 4  # how far a peer that receives a snapshot may hold back trimming, in `log_keep_bytes`
 _ABANDONED_MAX = 4  # half-installed snapshots waiting for their deletion; more would use up the named databases
 _CHUNKS_PER_TURN = 8  # per peer; a turn with more would keep commits and heartbeats waiting
-Chunk = tuple[bytes, int, int, bytes]
+_TRIM_PERIOD_S = 1.0  # while a served peer holds the log back, looking for what can go costs more than it frees
 Transmission = tuple[Chunk, bool, bool]
+Held = tuple[bytes, int]
+"""What a peer has of a snapshot: its ID, and the sequence of the chunk that comes next."""
 
 
 class Fatal(Protocol):
@@ -47,71 +44,24 @@ class Fatal(Protocol):
 
 
 @dataclass
-class _Spool:
-    """One snapshot as a file. `index` is 0 until the copy is complete; `failed` ends it."""
-
-    path: Path
-    index: int = 0
-    failed: bool = False
-    thread: threading.Thread | None = None
-    reading_since: float | None = None
-
-
-@dataclass
 class _Sender:
-    file: BinaryIO
-    spool: _Spool
-    chunks_left: int
+    """One peer's place in the spool."""
+
+    reader: SpoolReader
+    chunks_left: int = _CHUNKS_PER_TURN
 
 
 @dataclass
-class _Incoming:
-    snapshot_id: bytes
-    last: LogEntry
-    previous: LogEntry
-    next_sequence: int = 1
-    rows: int = 0
-    checksum: Any = field(default_factory=lambda: blake2b(digest_size=16))
+class _Served:
+    """A peer from its first need of a snapshot until it has caught up; the log is kept from `needs` on."""
 
-
-def copy_to_spool(reader: StateReader, index: int, path: Path, chunk_bytes: int, reader_max_s: float) -> None:
-    """Write header, rows and trailer of one committed moment to `path`. Raises TimeoutError past `reader_max_s`."""
-    deadline = time.monotonic() + reader_max_s
-    snapshot_id = secrets.token_bytes(8)
-    checksum = blake2b(digest_size=16)
-    sequence = rows_written = 0
-    with path.open("wb") as spool:
-
-        def write(body: bytes) -> None:
-            nonlocal sequence
-            frame = msgpack.packb((snapshot_id, sequence, zlib.crc32(body), body))
-            spool.write(_LENGTH.pack(len(frame)) + frame)
-            sequence += 1
-
-        write(msgpack.packb((_HEADER, reader.log_entry(index), reader.log_entry(index - 1))))
-        batch: list[tuple[bytes, bytes]] = []
-        size = 0
-        for row in reader.rows():
-            batch.append(row)
-            size += len(row[0]) + len(row[1])
-            if size >= chunk_bytes:
-                body = msgpack.packb((_ROWS, batch))
-                checksum.update(body)
-                write(body)
-                rows_written += len(batch)
-                batch, size = [], 0
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"snapshot copy took more than {reader_max_s} s")
-        if batch:
-            body = msgpack.packb((_ROWS, batch))
-            checksum.update(body)
-            write(body)
-            rows_written += len(batch)
-        write(msgpack.packb((_TRAILER, rows_written, checksum.digest())))
+    needs: int
+    lost_at: float | None = None
+    sent: bytes = b""  # ID of the snapshot of which everything has left, on the present link
 
 
 class Snapshots:
-    """The six methods that pysyncobj calls on its serializer, and `after_commit` for the loop turn.
+    """The six methods that pysyncobj calls on its serializer, and what the loop turn tells of links and commits.
 
     `applied_index(view)` tells the log index that a state has applied; `buffered(peer)` the bytes waiting in the link
     to a peer; `fatal` ends the process: pysyncobj would swallow an exception here and acknowledge a snapshot that was
@@ -131,37 +81,47 @@ class Snapshots:
     ) -> None:
         self._store, self._journal, self._limits = store, journal, limits
         self._applied_index, self._buffered, self._fatal = applied_index, buffered, fatal
-        self._threaded = threaded
-        self._spool_dir = store.data_dir / "spool"
-        self._spool: _Spool | None = None
-        self._spool_wanted = False
+        self.spool = SpoolKeeper(
+            store, limits, applied_index=applied_index, on_end=self._close_senders, threaded=threaded
+        )
         self._senders: dict[str, _Sender] = {}
-        self._incoming: _Incoming | None = None
+        self._served: dict[str, _Served] = {}
+        self._heard: dict[str, Held | None] = {}
+        self._incoming: Content | None = None
+        self._chunk_came_at = 0.0
+        self._uncommitted_bytes = 0
         self._trim_to: int | None = None
+        self._trimmed_at = float("-inf")
         self.installed = 0
         self.sent = 0
-        self._clear_spool_directory()
+        self._trouble: str | None = None
 
-    def _clear_spool_directory(self) -> None:
-        self._spool_dir.mkdir(exist_ok=True)
-        for leftover in self._spool_dir.iterdir():
-            leftover.unlink()
+    @property
+    def trouble(self) -> str | None:
+        """Why a peer that needs a snapshot does not get it, for people; None while all is well."""
+        return self.spool.trouble or self._trouble
 
     # -- log compaction -------------------------------------------------------------------------------------------
 
     def compaction_due(self) -> bool:
         """Whether the log is twice as long, in entries or bytes, as what is kept for peers that lag."""
-        return (
+        too_long = (
             len(self._journal) > 2 * self._limits.log_keep_entries
             or self._journal.bytes > 2 * self._limits.log_keep_bytes
         )
+        if not too_long or self._needed_from() is None:
+            return too_long
+        return now() - self._trimmed_at >= _TRIM_PERIOD_S
 
     def serialize(self, _data: object, id_: int) -> None:
         """pysyncobj asks for a dump up to log index `id_`; the state is durable already, so only trimming is due."""
-        self._trim_to = self._oldest_to_keep(id_)
+        self._trimmed_at = now()
+        kept = self._oldest_to_keep(id_)
+        needed = self._needed_from()
+        self._trim_to = max(kept if needed is None else min(kept, needed), self._journal.first_index)
 
     def _oldest_to_keep(self, newest: int) -> int:
-        """The oldest entry kept for laggards, by number and by bytes; at most `newest`."""
+        """The oldest entry kept for whoever may come, by number and by bytes; at most `newest`."""
         journal = self._journal
         index = max(min(newest, journal.last_index - self._limits.log_keep_entries), journal.first_index)
         sizes = [len(entry[0]) for entry in journal[index - journal.first_index :]]
@@ -171,10 +131,28 @@ class Snapshots:
                 break
             kept_bytes -= size
             index += 1
-        serving = [sender.spool.index for sender in self._senders.values()]
-        if journal.bytes > _SERVING_KEEP_FACTOR * self._limits.log_keep_bytes:
-            serving = []  # a peer this slow gets another snapshot rather than an unbounded log here
-        return max(min([index, *serving]), journal.first_index)
+        return index
+
+    def _needed_from(self) -> int | None:
+        """The oldest entry that a served peer still needs, or None. A log that grows out of bounds serves nobody."""
+        at = now()
+        for peer, served in list(self._served.items()):
+            if served.lost_at is not None and at - served.lost_at > self._limits.snapshot_resume_s:
+                del self._served[peer]
+        if self._served and self._journal.bytes > self._limits.log_serving_bytes_max:
+            self._give_up_serving()
+        return min((served.needs for served in self._served.values()), default=None)
+
+    def _give_up_serving(self) -> None:
+        """What is under way ends where the log no longer begins: without it, everything starts again."""
+        self._trouble = (
+            f"{', '.join(sorted(self._served))} took so long over a snapshot that the log grew above "
+            f"limits.log_serving_bytes_max ({self._limits.log_serving_bytes_max}); it starts again. Let writers wait, "
+            "or raise the limit"
+        )
+        logger.error("%s", self._trouble)
+        self.stop_serving()
+        self.spool.drop()
 
     def checkSerializing(self) -> tuple[int, int | None]:
         """(SUCCESS, log index to trim to) once after `serialize`."""
@@ -183,101 +161,104 @@ class Snapshots:
         index, self._trim_to = self._trim_to, None
         return SERIALIZER_STATE.SUCCESS, index
 
+    # -- peers ----------------------------------------------------------------------------------------------------
+
+    def heard(self, peer: str, held: Held | None, matches: int | None) -> None:
+        """A follower has answered on its present link: what it holds of a snapshot, and how far its log agrees."""
+        self._heard[peer] = held
+        served = self._served.get(peer)
+        if served is None or matches is None:
+            return
+        served.needs = max(served.needs, matches)
+        newest = self._journal.last_index
+        if matches >= (self._oldest_to_keep(newest) + newest) // 2:
+            del self._served[peer]  # it has caught up well into what is kept for everybody
+            self._trouble = None
+
+    def peer_lost(self, peer: str) -> None:
+        """The link to a peer broke. For a while it may come back and take the rest."""
+        self._heard.pop(peer, None)
+        if peer in self._served:
+            self._served[peer].lost_at, self._served[peer].sent = now(), b""
+
+    def stop_serving(self) -> None:
+        """Leadership is lost or gained. The spool stays for a while: whoever leads again has it ready."""
+        self._close_senders()
+        self._served.clear()
+        self._heard.clear()
+
     # -- sending --------------------------------------------------------------------------------------------------
 
     def getTransmissionData(self, node: Any) -> Transmission | None:
         """The next chunk for a peer, or None: not ready yet, or the link is full."""
-        sender = self._senders.get(node.id)
-        if sender is None:
-            spool = self._ready_spool()
-            if spool is None:
-                return None
-            sender = self._senders[node.id] = _Sender(spool.path.open("rb"), spool, _CHUNKS_PER_TURN)
-        if sender.chunks_left == 0 or self._buffered(node.id) > self._limits.snapshot_send_buffer_max_bytes:
+        sender = self._senders.get(node.id) or self._begin_sending(node.id)
+        if sender is None or sender.chunks_left == 0:
+            return None
+        if self._buffered(node.id) > self._limits.snapshot_send_buffer_max_bytes:
+            return None
+        try:
+            following = sender.reader.take()
+        except (Malformed, OSError) as error:
+            self.spool.fail(f"the spool of a snapshot cannot be read: {error!r}")
+            return None
+        if following is None:
             return None
         sender.chunks_left -= 1
-        chunk = _read_chunk(sender.file)
-        following = sender.file.peek(1)  # type: ignore[attr-defined]
-        last = not following
+        chunk, last = following
         if last:
-            self.cancelTransmisstion(node)
+            self._close_sender(node.id)
+            self._served[node.id].sent = chunk[0]
             self.sent += 1
-        return chunk, chunk[1] == 0, last
+        return chunk, is_first(chunk), last
+
+    def _begin_sending(self, peer: str) -> _Sender | None:
+        served = self._served.setdefault(peer, _Served(self._applied_index(self._store.view())))
+        served.lost_at = None
+        spool = self.spool.ready(self._journal.first_index)
+        if spool is None or peer not in self._heard:
+            return None  # it has not said yet, on this link, what it holds
+        held = self._heard[peer]
+        begun = held is not None and held[0] == spool.snapshot_id
+        if begun and self._is_under_way(served, spool):
+            return None
+        served.needs, served.sent = spool.index, b""
+        sequence = held[1] if held is not None and begun else 0
+        self._senders[peer] = sender = _Sender(SpoolReader(spool, sequence))
+        return sender
+
+    def _is_under_way(self, served: _Served, spool: Spool) -> bool:
+        """Whether the peer only has not come to the last chunk yet. Its resets from before that mean nothing."""
+        return served.sent == spool.snapshot_id
 
     def begin_turn(self) -> None:
         """A new turn of the loop may send a bounded number of chunks again."""
         for sender in self._senders.values():
             sender.chunks_left = _CHUNKS_PER_TURN
-
-    def _ready_spool(self) -> _Spool | None:
-        spool = self._spool
-        if spool is not None and not spool.failed:
-            if spool.index == 0:
-                return None
-            if spool.index > self._journal.first_index:
-                return spool
-        # None yet, failed, or so old that its reader would need another snapshot at once.
-        self._spool_wanted = True
-        self._store.want_commit = True
-        return None
+        self.spool.follow(in_use=bool(self._served))
+        self._forget_unfinished()
 
     def cancelTransmisstion(self, node: Any) -> None:
-        """The link to a peer broke, or the last chunk left: a later transmission starts from chunk 0."""
-        sender = self._senders.pop(node.id, None)
+        """The link to a peer broke, or it needs no snapshot."""
+        self._close_sender(node.id)
+
+    def _close_sender(self, peer: str) -> None:
+        sender = self._senders.pop(peer, None)
         if sender is not None:
-            sender.file.close()
+            sender.reader.close()
+
+    def _close_senders(self) -> None:
+        for peer in list(self._senders):
+            self._close_sender(peer)
 
     def after_commit(self) -> None:
-        """Start the copy that a lagging peer waits for. Right after a commit, so that state and log agree."""
-        if not self._spool_wanted:
-            return
-        self._spool_wanted = False
-        index = self._applied_index(self._store.view())
-        if index < 2:
-            return
-        self._drop_spool()
-        spool = self._spool = _Spool(self._spool_dir / f"{index}-{secrets.token_hex(4)}")
-        reader = self._store.begin_read()
-        spool.reading_since = time.monotonic()
-        if self._threaded:
-            spool.thread = threading.Thread(target=self._copy, args=(spool, reader, index), name="snapshot-copy")
-            spool.thread.start()
-        else:
-            self._copy(spool, reader, index)
-
-    def reader_age_s(self) -> float:
-        """How long the copy under way has pinned pages of the database; 0 when there is none."""
-        since = self._spool.reading_since if self._spool is not None else None
-        return 0.0 if since is None else time.monotonic() - since
-
-    def _drop_spool(self) -> None:
-        if self._spool is not None:
-            self._spool.path.unlink(missing_ok=True)  # peers being served keep their open file
-            self._spool = None
-
-    def _copy(self, spool: _Spool, reader: StateReader, index: int) -> None:
-        try:
-            copy_to_spool(
-                reader, index, spool.path, self._limits.snapshot_chunk_bytes, self._limits.snapshot_reader_max_s
-            )
-            spool.index = index
-        except Exception:
-            # Only this copy is lost: the peer that waits for it asks again with the next heartbeat.
-            logger.exception("copying a snapshot to %s failed", spool.path)
-            spool.failed = True
-            spool.path.unlink(missing_ok=True)
-        finally:
-            reader.close()
-            spool.reading_since = None
+        """What was received is durable; a copy that a lagging peer waits for may start."""
+        self._uncommitted_bytes = 0
+        self.spool.after_commit()
 
     def close(self) -> None:
-        """Wait for a running copy (bounded by `reader_max_s`) and remove the spool."""
-        if self._spool is not None and self._spool.thread is not None:
-            self._spool.thread.join()
-        for sender in self._senders.values():
-            sender.file.close()
-        self._senders.clear()
-        self._drop_spool()
+        """End a copy that is under way and remove the spool."""
+        self.stop_serving()
+        self.spool.close()
 
     # -- receiving ------------------------------------------------------------------------------------------------
 
@@ -286,11 +267,19 @@ class Snapshots:
         """Whether a part of a snapshot has arrived and the rest is due."""
         return self._incoming is not None
 
-    def sender_lost(self) -> None:
-        """The link to the leader broke: what it had sent of a snapshot is given up, and deleted step by step."""
-        if self._incoming is not None:
-            self._incoming = None
-            self._store.abandon_install()
+    def held(self) -> Held | None:
+        """What this peer has of a snapshot that is not complete."""
+        incoming = self._incoming
+        return None if incoming is None else (incoming.snapshot_id, incoming.next_sequence)
+
+    def _forget_unfinished(self) -> None:
+        """A snapshot of which nothing came for long is given up, and what is there of it deleted step by step."""
+        if self._incoming is not None and now() - self._chunk_came_at > self._limits.snapshot_resume_s:
+            self._forget_incoming()
+
+    def _forget_incoming(self) -> None:
+        self._incoming = None
+        self._store.abandon_install()
 
     def setTransmissionData(self, data: Any) -> bool:
         """Take one chunk; True when the whole snapshot has arrived intact and `deserialize` may install it.
@@ -300,40 +289,21 @@ class Snapshots:
         """
         if not data:
             return False
-        snapshot_id, sequence, crc, body = data[0]
-        if zlib.crc32(body) != crc:
-            return self._refuse("checksum of a chunk does not match")
+        chunk: Chunk = tuple(data[0])
+        self._chunk_came_at = now()
         try:
-            return self._take(snapshot_id, sequence, body)
-        except (ValueError, TypeError, IndexError, msgpack.exceptions.UnpackException) as error:
-            return self._refuse(f"a chunk cannot be read: {error}")
+            if is_first(chunk):
+                return self._start(Content(chunk))
+            return self._incoming is not None and self._take(self._incoming, chunk)
+        except Malformed as error:
+            return self._refuse(str(error))
 
-    def _take(self, snapshot_id: bytes, sequence: int, body: bytes) -> bool:
-        kind, *content = msgpack.unpackb(body)
-        if kind == _HEADER and sequence == 0:
-            return self._start(snapshot_id, *content)
-        incoming = self._incoming
-        if incoming is None:
-            return False
-        if snapshot_id != incoming.snapshot_id or sequence != incoming.next_sequence:
-            return self._refuse(f"chunk {sequence} arrived where {incoming.next_sequence} was due")
-        incoming.next_sequence += 1
-        if kind == _ROWS:
-            self._take_rows(incoming, content[0], body)
-            return False
-        return self._finish(incoming, *content)
-
-    def _start(self, snapshot_id: bytes, last: list[Any], previous: list[Any]) -> bool:
-        self._incoming = None
-        self._store.abandon_install()
-        if not all([type(part) for part in entry] == [bytes, int, int] for entry in (last, previous)):
-            raise ValueError("its header does not name two log entries")
+    def _start(self, content: Content) -> bool:
+        self._forget_incoming()
         if self._store.abandoned_generations > _ABANDONED_MAX:
             return self._refuse("earlier ones that broke off are still being deleted")
-        if self._is_newer(last[1]):
-            self._incoming = _Incoming(
-                snapshot_id, (last[0], last[1], last[2]), (previous[0], previous[1], previous[2])
-            )
+        if self._is_newer(content.index):
+            self._incoming = content
             self._guarded(self._store.begin_install)
         return False
 
@@ -341,27 +311,27 @@ class Snapshots:
         """Whether a snapshot that ends at `index` has something that is not applied here yet."""
         return index > self._applied_index(self._store.view())
 
-    def _take_rows(self, incoming: _Incoming, rows: list[tuple[bytes, bytes]], body: bytes) -> None:
-        if not all([type(part) for part in row] == [bytes, bytes] for row in rows):
-            raise ValueError("its rows are not pairs of bytes")
-        incoming.rows += len(rows)
-        incoming.checksum.update(body)
+    def _take(self, incoming: Content, chunk: Chunk) -> bool:
+        rows = incoming.take(chunk)
+        if rows is None:
+            return self._is_complete(incoming)
         self._guarded(lambda: self._store.install_rows(rows))
+        self._uncommitted_bytes += len(chunk[3])
+        if self._uncommitted_bytes >= self._limits.snapshot_commit_bytes:
+            self._store.want_commit = True
+        return False
 
-    def _finish(self, incoming: _Incoming, rows: int, checksum: bytes) -> bool:
-        if (incoming.rows, incoming.checksum.digest()) != (rows, checksum):
-            return self._refuse("row count or checksum of the whole does not match")
-        if not self._is_newer(incoming.last[1]):
-            return self._refuse(f"it ends at {incoming.last[1]}, which is applied already")
+    def _is_complete(self, incoming: Content) -> bool:
+        if not self._is_newer(incoming.index):
+            return self._refuse(f"it ends at {incoming.index}, which is applied already")
         installed = self._applied_index(self._store.installing_view())
-        if installed > incoming.last[1]:
-            return self._refuse(f"its rows say index {installed}, its header {incoming.last[1]}")
+        if installed > incoming.index:
+            return self._refuse(f"its rows say index {installed}, its header {incoming.index}")
         return True
 
     def _refuse(self, why: str) -> bool:
         logger.warning("snapshot refused: %s", why)
-        self._incoming = None
-        self._store.abandon_install()
+        self._forget_incoming()
         return False
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -380,10 +350,4 @@ class Snapshots:
         self._guarded(self._store.flip_generation)
         self._incoming = None
         self.installed += 1
-        return None, incoming.last, incoming.previous, set()
-
-
-def _read_chunk(spool: BinaryIO) -> Chunk:
-    (length,) = _LENGTH.unpack(spool.read(_LENGTH.size))
-    snapshot_id, sequence, crc, body = msgpack.unpackb(spool.read(length))
-    return snapshot_id, sequence, crc, body
+        return None, *incoming.entries, set()

@@ -7,6 +7,7 @@ through `deliver`. Each rule is one small method, so that a test can switch it o
 - a message that carries a snapshot chunk announces no commit index (`without_unchecked_commit`);
 - "I have a hole" replies jump to a point that surely matches (`matching_reset`);
 - a success acknowledgement never rewinds what was already sent (`restored_next_index`);
+- what is under way to a peer is bounded (`append_window`): one that is behind gets the log in pieces (`_bounded`);
 - every chunk is answered, so that a long transfer does not look like silence (`chunk_keepalive`);
 - commands, responses, utility messages and split entries never reach pysyncobj from outside, nor leave it.
 """
@@ -16,11 +17,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from types import NoneType
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
+
+from raftreg.append_window import AppendWindow
 
 Message = dict[str, Any]
 LENGTH = struct.Struct(">I")
@@ -29,6 +32,7 @@ TERM = "_term"  # on next_node_idx: the sender's current term
 ROUND = "_round"  # on append_entries: the leader's read round; echoed on next_node_idx
 CONFIRMED_AGE = "_age"  # on append_entries: seconds since a quorum last confirmed this leader, or None
 RECOVERING = "_recovering"  # on next_node_idx: the sender has not caught up; it counts for nothing
+SNAPSHOT = "_snapshot"  # on next_node_idx: what the sender holds of an unfinished snapshot, see `Held`
 CLOCK = "_clock"  # on next_node_idx: the sender's clock; on append_entries: the latest one that the receiver had sent
 
 NUMBER_MAX = 1 << 62  # of terms, indexes and rounds: what a frame can hold, and far above what will ever be reached
@@ -108,15 +112,34 @@ def _chunk_is_well_formed(serialized: object) -> bool:
     return [type(part) for part in serialized[0]] == [bytes, int, int, bytes]
 
 
+def snapshot_held(message: Message) -> tuple[bytes, int] | None:
+    """What the sender of an acknowledgement holds of an unfinished snapshot."""
+    held = message.get(SNAPSHOT)
+    if isinstance(held, list) and [type(part) for part in held] == [bytes, int]:
+        return held[0], held[1]
+    return None
+
+
+class Transmissions(Protocol):
+    """What the transport asks and tells of snapshots under way."""
+
+    def cancelTransmisstion(self, node: Node) -> None: ...
+
+    def heard(self, peer: str, held: tuple[bytes, int] | None, matches: int | None) -> None: ...
+
+    def held(self) -> tuple[bytes, int] | None: ...
+
+
 class RaftTransport(Transport):  # type: ignore[misc]
     """pysyncobj's transport: an outbox on one side, checked delivery on the other.
 
     `core` is attached right after construction (each needs the other).
     """
 
-    def __init__(self, cancel_transmission: Callable[[Node], None]) -> None:
+    def __init__(self, snapshots: Transmissions, window: AppendWindow) -> None:
         super().__init__(None, None, [])
-        self._cancel_transmission = cancel_transmission
+        self._snapshots, self.window = snapshots, window
+        self._cancel_transmission = snapshots.cancelTransmisstion
         self.outbox: list[tuple[str, Message]] = []
         self.core: Any = None
         self.recovering = False
@@ -140,7 +163,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             if "prevLogIdx" not in message and message["serialized"] is None:
                 self._hold(node)
                 return False
-            message = self.without_unchecked_commit(message)
+            message = self.without_unchecked_commit(self._bounded(node, message))
             message[ROUND] = self.round
             message[CONFIRMED_AGE] = self.confirmed_age
             message[CLOCK] = self.clocks.get(node.id)
@@ -155,13 +178,37 @@ class RaftTransport(Transport):  # type: ignore[misc]
         message[CLOCK] = self.clock()
         if self.recovering:
             message[RECOVERING] = True
+        if (held := self._snapshots.held()) is not None:
+            message[SNAPSHOT] = held
         return message
 
     def _hold(self, node: Node) -> None:
-        """No chunk can leave now. pysyncobj would spin for a whole heartbeat period asking for it, so let it believe
-        that nothing is due; the next answer of that peer, or its reset after the next heartbeat, resumes."""
-        self._held[node.id] = self.core.next_index(node)
+        """Nothing more can leave now. pysyncobj would spin for a whole heartbeat period asking for it, so let it
+        believe that nothing is due; the next answer of that peer, or its reset after the next heartbeat, resumes."""
+        self._held.setdefault(node.id, self.core.next_index(node))
         self.core.set_next_index(node, self.core.last_index() + 1)
+
+    def _bounded(self, node: Node, message: Message) -> Message:
+        """An append_entries with as many entries as may be under way to that peer; pysyncobj goes on behind them."""
+        if "prevLogIdx" not in message:
+            return message
+        if node.id not in self._held and message["entries"]:
+            entries = message["entries"] = self.window.cut(node.id, message["entries"])
+            self.core.set_next_index(node, entries[-1][1] + 1)
+            self.window.sent(node.id, entries)
+            if self.window.is_full(node.id):
+                self._hold(node)
+            return message
+        return self._held_heartbeat(node, message) if node.id in self._held else message
+
+    def _held_heartbeat(self, node: Node, message: Message) -> Message:
+        """While a peer has not answered for what is under way to it, a heartbeat continues that and brings no more."""
+        previous = self.core.entry(self._held[node.id] - 1)
+        if previous is not None:
+            message["prevLogIdx"], message["prevLogTerm"] = previous[1], previous[2]
+        message["entries"] = []
+        self._hold(node)
+        return message
 
     def matching_reset(self, next_index: int) -> int:
         """Where a leader shall go on after a mismatch: behind what is committed here, which every leader has too.
@@ -187,21 +234,32 @@ class RaftTransport(Transport):  # type: ignore[misc]
     def _deliver_acknowledgement(self, node: Node, message: Message) -> None:
         if not self.accepts_acknowledgement(message) or self.claims_too_much(message):
             return
+        matches = message["next_node_idx"] - 1 if message["success"] else None
+        self._snapshots.heard(node.id, snapshot_held(message), matches)
+        self.window.answered(node.id, matches or 0)
         if message.get(RECOVERING) and message["success"]:
             message["success"] = False  # a peer that may have forgotten promises counts for no commit
         before, heard = self.core.next_index(node), self.core.heard_from(node)
         self._onMessageReceived(node, message)
         if message.get(RECOVERING):
             self.core.set_heard_from(node, heard)  # nor does it make a quorum
-        held = self._held.pop(node.id, None)
-        if message["reset"]:
-            self.core.send_soon()
-        elif held is not None and not message["success"]:
-            self.core.set_next_index(node, held)
-            self.core.send_soon()
-        elif message["success"]:
+        if message["success"]:
             self._cancel_transmission(node)  # its log fits: a snapshot that a late reset had begun again is not needed
+        if message["reset"]:
+            self._held.pop(node.id, None)
+            self.window.forget(node.id)
+            self.core.send_soon()
+        elif node.id in self._held:
+            self._resume(node, message["next_node_idx"])
+        elif message["success"]:
             self.core.set_next_index(node, self.restored_next_index(before, self.core.next_index(node)))
+
+    def _resume(self, node: Node, next_index: int) -> None:
+        if self.window.is_full(node.id):
+            self.core.set_next_index(node, self.core.last_index() + 1)
+            return
+        self.core.set_next_index(node, max(self._held.pop(node.id), next_index))
+        self.core.send_soon()
 
     def accepts_acknowledgement(self, message: Message) -> bool:
         """An acknowledgement speaks of the log of its term; counted in another one it would commit what nobody has."""
@@ -239,9 +297,15 @@ class RaftTransport(Transport):  # type: ignore[misc]
     def link_up(self, node: Node) -> None:
         self._onNodeConnected(node)
 
+    def forget_sent(self) -> None:
+        """Another term began: what was under way belongs to the last one."""
+        self._held.clear()
+        self.window.forget_all()
+
     def link_down(self, node: Node) -> None:
         """Chunks that were under way are gone; the next transmission to that peer starts anew."""
         self._held.pop(node.id, None)
+        self.window.forget(node.id)
         self.clocks.pop(node.id, None)
         self._cancel_transmission(node)
         self._onNodeDisconnected(node)

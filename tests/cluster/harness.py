@@ -27,7 +27,14 @@ HEARTBEAT_S = 0.1
 TIMING = Timing(raft_min_timeout_s=1.0, raft_max_timeout_s=2.0, heartbeat_s=HEARTBEAT_S, leader_fallback_s=30.0)
 A_HEARTBEAT_LATER = HEARTBEAT_S * 1.1
 LONG_AFTER = 5.0
-SMALL_SNAPSHOTS = Limits(snapshot_chunk_bytes=64, log_keep_entries=1, log_keep_bytes=1 << 20)
+SMALL_SNAPSHOTS = Limits(
+    snapshot_chunk_bytes=64,
+    snapshot_commit_bytes=64,
+    snapshot_resume_s=3.0,
+    reclaim_whole_rows_max=1,
+    log_keep_entries=1,
+    log_keep_bytes=1 << 20,
+)
 WHOLE_SNAPSHOTS = replace(SMALL_SNAPSHOTS, snapshot_chunk_bytes=1 << 16)
 
 ENGINE_CLOCK = engine.monotonicTime
@@ -265,9 +272,10 @@ class Cluster:
     def prepare_snapshot(self, name: str) -> None:
         """Have the copy of the state ready that a lagging peer would otherwise wait a heartbeat for."""
         snapshots = self.nodes[name].snapshots
-        assert snapshots._ready_spool() is None
+        first_index = self.nodes[name].journal.first_index
+        assert snapshots.spool.ready(first_index) is None
         self.turn(name)
-        assert snapshots._ready_spool() is not None
+        assert snapshots.spool.ready(first_index) is not None
 
     def next_indexes(self, name: str) -> dict[str, int]:
         core: Any = self.nodes[name].core

@@ -1,0 +1,242 @@
+"""A snapshot as a file, and its chunks one by one: header, rows in key order, trailer.
+
+    file     frame...                         frame   length (4 bytes, big-endian), msgpack of a chunk
+    chunk    [snapshot ID, sequence, crc32 of the body, body]
+    body     msgpack of ["header", log entry at the applied index, the entry before it]   sequence 0
+                     or ["rows", [[key, value]...]]
+                     or ["trailer", number of rows, blake2b of all bodies with rows]
+
+Nothing here knows Raft or who reads the file: a peer that lags gets the chunks, a backup is the file.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgpack
+
+from raftreg.config import MIB
+from raftreg.store import LogEntry, StateReader
+
+Row = tuple[bytes, bytes]
+Chunk = tuple[bytes, int, int, bytes]
+
+_LENGTH = struct.Struct(">I")
+_HEADER, _ROWS, _TRAILER = "header", "rows", "trailer"
+_ID_BYTES, _CHECKSUM_BYTES = 8, 16
+# What may wait in the page cache: gigabytes of it, once written back, make every fsync of the peers wait for seconds.
+_UNSYNCED_BYTES_MAX = 32 * MIB
+_ROWS_AT_ONCE = 64
+
+
+class Malformed(ValueError):
+    """These are not the chunks of one intact snapshot; the message says what is wrong."""
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+def copy_to_spool(
+    reader: StateReader,
+    index: int,
+    path: Path,
+    chunk_bytes: int,
+    reader_max_s: float,
+    go_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Write the state of one committed moment, which has applied `index`, to `path`.
+
+    One chunk is in memory at a time. Raises TimeoutError past `reader_max_s`, InterruptedError when `go_on` says no.
+    """
+    deadline = time.monotonic() + reader_max_s
+    with path.open("wb") as file:
+        writer = _Writer(file)
+        writer.write(_HEADER, reader.log_entry(index), reader.log_entry(index - 1))
+        for rows in _batches(reader.rows(), chunk_bytes):
+            writer.write_rows(rows)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"copying a snapshot took more than {reader_max_s} s; see snapshot_reader_max_s")
+            if not go_on():
+                raise InterruptedError("nobody waits for this snapshot any more")
+        writer.write(_TRAILER, writer.rows, writer.checksum.digest())
+
+
+def _batches(rows: Iterator[Row], chunk_bytes: int) -> Iterator[list[Row]]:
+    """Lists of rows of `chunk_bytes` together, or a little more. Millions of rows pass, so that one by one they would
+    cost more than all the rest of the copy; only a piece with large ones is looked at so."""
+    batch: list[Row] = []
+    size = 0
+    while piece := list(islice(rows, _ROWS_AT_ONCE)):
+        piece_bytes = sum(map(len, chain.from_iterable(piece)))
+        for part in [piece] if piece_bytes <= chunk_bytes else [[row] for row in piece]:
+            batch += part
+            size += piece_bytes if part is piece else len(part[0][0]) + len(part[0][1])
+            if size >= chunk_bytes:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Writer:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._id = random.randbytes(_ID_BYTES)
+        self._sequence = self._unsynced = 0
+        self.rows = 0
+        self.checksum = blake2b(digest_size=_CHECKSUM_BYTES)
+
+    def write_rows(self, rows: list[Row]) -> None:
+        body = self.write(_ROWS, rows)
+        self.checksum.update(body)
+        self.rows += len(rows)
+
+    def write(self, *parts: Any) -> bytes:
+        body: bytes = msgpack.packb(parts)
+        frame = msgpack.packb((self._id, self._sequence, zlib.crc32(body), body))
+        self._file.write(_LENGTH.pack(len(frame)))
+        self._file.write(frame)
+        self._sequence += 1
+        self._unsynced += len(frame)
+        if self._unsynced > _UNSYNCED_BYTES_MAX:
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
+            self._unsynced = 0
+        return body
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+
+def read_chunk(file: BinaryIO) -> Chunk | None:
+    """The next chunk of a file, unchecked; None at its end. Raises Malformed when it is cut off."""
+    prefix = file.read(_LENGTH.size)
+    if not prefix:
+        return None
+    frame = file.read(_LENGTH.unpack(prefix)[0]) if len(prefix) == _LENGTH.size else b""
+    try:
+        snapshot_id, sequence, crc, body = msgpack.unpackb(frame)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise Malformed(f"a frame cannot be read: {error}") from error
+    return snapshot_id, sequence, crc, body
+
+
+def frame_end(file: BinaryIO, written: int) -> int | None:
+    """Where the next frame ends, of a file of which `written` bytes are there; None: it is not there as a whole.
+
+    The position in the file stays.
+    """
+    offset = file.tell()
+    if written - offset < _LENGTH.size:
+        return None
+    prefix = file.read(_LENGTH.size)
+    file.seek(offset)
+    end: int = offset + _LENGTH.size + _LENGTH.unpack(prefix)[0]
+    return end if end <= written else None
+
+
+def read_header(path: Path) -> tuple[LogEntry, LogEntry]:
+    """The log entry at the applied index of a snapshot file, and the one before it. Raises Malformed, OSError."""
+    with path.open("rb") as file:
+        return _begin(file).entries
+
+
+def read_rows(path: Path) -> Iterator[list[Row]]:
+    """All rows of a snapshot file in key order, a chunk at a time.
+
+    Raises Malformed, OSError; only when the iterator has ended by itself was the file whole.
+    """
+    with path.open("rb") as file:
+        content = _begin(file)
+        while (chunk := read_chunk(file)) is not None:
+            rows = content.take(chunk)
+            if rows is None:
+                return
+            yield rows
+    raise Malformed("the file ends before its trailer")
+
+
+def _begin(file: BinaryIO) -> Content:
+    first = read_chunk(file)
+    if first is None:
+        raise Malformed("the file is empty")
+    return Content(first)
+
+
+def is_first(chunk: Chunk) -> bool:
+    """Whether a snapshot begins with this chunk."""
+    return chunk[1] == 0
+
+
+class Content:
+    """The chunks of one snapshot in their order, checked as they come. It begins with the first one."""
+
+    def __init__(self, first: Chunk) -> None:
+        """Raises Malformed."""
+        kind, *parts = _open(first)
+        if kind != _HEADER or not is_first(first):
+            raise Malformed("a snapshot begins with its header")
+        if len(parts) != 2 or not all(type(entry) is tuple and _kinds(entry) == [bytes, int, int] for entry in parts):
+            raise Malformed("its header does not name two log entries")
+        self.snapshot_id = first[0]
+        self.entries: tuple[LogEntry, LogEntry] = (parts[0], parts[1])
+        self.next_sequence = 1
+        self.rows = 0
+        self._checksum = blake2b(digest_size=_CHECKSUM_BYTES)
+
+    @property
+    def index(self) -> int:
+        """The log index that the state has applied."""
+        return self.entries[0][1]
+
+    def take(self, chunk: Chunk) -> list[Row] | None:
+        """The rows of the next chunk; None: it was the trailer, and all rows before it are intact. Raises Malformed."""
+        if chunk[0] != self.snapshot_id or chunk[1] != self.next_sequence:
+            raise Malformed(f"chunk {chunk[1]} arrived where {self.next_sequence} was due")
+        kind, *parts = _open(chunk)
+        self.next_sequence += 1
+        if kind == _ROWS and len(parts) == 1:
+            self._checksum.update(chunk[3])
+            return self._checked(parts[0])
+        if kind != _TRAILER or parts != [self.rows, self._checksum.digest()]:
+            raise Malformed("row count or checksum of the whole does not match")
+        return None
+
+    def _checked(self, rows: Any) -> list[Row]:
+        # Sets of types and lengths: a loop over the rows would cost more than storing them.
+        if type(rows) is not tuple or not set(map(type, rows)) <= {tuple} or not set(map(len, rows)) <= {2}:
+            raise Malformed("its rows are not pairs")
+        if not set(map(type, chain.from_iterable(rows))) <= {bytes}:
+            raise Malformed("its rows are not pairs of bytes")
+        self.rows += len(rows)
+        return rows  # type: ignore[return-value]
+
+
+def _kinds(parts: tuple[Any, ...]) -> list[type]:
+    return [type(part) for part in parts]
+
+
+def check(chunk: Chunk) -> None:
+    """Raises Malformed when a chunk is not what was written."""
+    if zlib.crc32(chunk[3]) != chunk[2]:
+        raise Malformed("checksum of a chunk does not match")
+
+
+def _open(chunk: Chunk) -> tuple[Any, ...]:
+    check(chunk)
+    try:
+        parts = msgpack.unpackb(chunk[3], use_list=False)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise Malformed(f"a chunk cannot be read: {error}") from error
+    if type(parts) is not tuple or not parts:
+        raise Malformed("a chunk holds nothing that is known")
+    return parts

@@ -444,6 +444,10 @@ class Client:
         answers = await asyncio.gather(*(ask(endpoint) for endpoint in self._endpoints))
         return {endpoint.url: answer for endpoint, answer in zip(self._endpoints, answers, strict=True)}
 
+    async def transfer_leadership(self, to: str | None = None) -> Document:
+        """{"from", "to", "took_s"} once another voter leads: `to`, or the one that is furthest. For operators."""
+        return await self.request("POST", "leader/transfer", body={"to": to})
+
     # -- changefeed -----------------------------------------------------------------------------------------------
 
     async def bootstrap(self, *, chunk_rows: int = 500) -> AsyncGenerator[Document, None]:

@@ -114,6 +114,7 @@ class Leadership:
 
     def _moved(self, leader: str | None) -> None:
         self.version += 1
+        logger.info("term %d: %s", self._raft.term, f"{leader} leads" if leader else "no leader is known")
         if leader is not None:
             self._leaderless_since = None
         elif self._leaderless_since is None:

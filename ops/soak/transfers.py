@@ -24,15 +24,19 @@ _MARGIN_S = 0.3
 async def run(transfers: int = TRANSFERS, stops: int = STOPS) -> Outcome:
     outcome, by_command, took = Outcome("transfer"), [], []
     async with peers.running() as cluster, client_of(cluster) as operator, PlainClients(cluster) as clients:
+        term = (await operator.status())["term"]
         for _ in range(transfers):
             pause, seconds = await _transfer(clients, operator)
             by_command.append(pause)
             took.append(seconds)
         by_stop = [await _stop(cluster, clients) for _ in range(stops)]
+        # A machine that stops a process for an election timeout moves the lead too, and that does fail requests.
+        unwanted = (await operator.status())["term"] - term - transfers - stops
     outcome.figures = {
         **spread_ms("transfer_pause", by_command),
         **spread_ms("transfer_took", took),
         **spread_ms("stop_pause", by_stop),
+        "unwanted_elections": unwanted,
         "requests": clients.requests,
         "failed": len(clients.failures),
         "failures": clients.failures[:20],

@@ -15,6 +15,13 @@ from ops.soak.plain_clients import PlainClients
 from tests.system.conftest import MakeCluster
 
 CHANGES = 60  # answered writes between two events
+# A busy machine may stop a process for as long as a default election timeout; here nobody but the test moves the lead.
+STEADY = {
+    "raft_min_timeout_s": 2.0,
+    "raft_max_timeout_s": 3.0,
+    "leader_fallback_s": 4.0,
+    "link_silence_s": 4.0,
+}
 
 
 async def raftreg(cluster: Cluster, *arguments: str, status: int = 0) -> str:
@@ -32,7 +39,7 @@ async def raftreg(cluster: Cluster, *arguments: str, status: int = 0) -> str:
 
 
 async def test_no_request_fails_while_the_lead_is_given_away_ten_times(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(gateways={})
+    cluster = make_cluster(gateways={}, peer_timing=STEADY)
     await asyncio.to_thread(cluster.start)
     leader = await asyncio.to_thread(cluster.wait_leader)
     async with PlainClients(cluster) as clients, client_of(cluster) as operator:
@@ -51,7 +58,7 @@ async def test_no_request_fails_while_the_lead_is_given_away_ten_times(make_clus
 
 
 async def test_no_request_fails_while_leaders_are_told_to_stop_five_times(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(gateways={})
+    cluster = make_cluster(gateways={}, peer_timing=STEADY)
     await asyncio.to_thread(cluster.start)
     async with PlainClients(cluster) as clients:
         for _ in range(5):
@@ -67,7 +74,7 @@ async def test_no_request_fails_while_leaders_are_told_to_stop_five_times(make_c
 
 async def test_no_request_fails_while_followers_are_told_to_stop(make_cluster: MakeCluster) -> None:
     """What a stopping follower has forwarded is answered before it ends."""
-    cluster = make_cluster(gateways={})
+    cluster = make_cluster(gateways={}, peer_timing=STEADY)
     await asyncio.to_thread(cluster.start)
     leader = await asyncio.to_thread(cluster.wait_leader)
     async with PlainClients(cluster) as clients:
@@ -83,7 +90,7 @@ async def test_no_request_fails_while_followers_are_told_to_stop(make_cluster: M
 
 @pytest.mark.parametrize("to", ["nobody", None])
 async def test_a_transfer_that_cannot_be_is_refused_in_a_sentence(make_cluster: MakeCluster, to: str | None) -> None:
-    cluster = make_cluster(gateways={})
+    cluster = make_cluster(gateways={}, peer_timing=STEADY)
     await asyncio.to_thread(cluster.start)
     leader = await asyncio.to_thread(cluster.wait_leader)
     to = to or next(peer for peer in cluster.peers if peer != leader)

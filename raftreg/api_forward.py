@@ -43,7 +43,7 @@ class Forwarder:
     def __init__(self, context: Context, tls: ssl.SSLContext | None) -> None:
         self._context, self._tls = context, tls
         self._session: aiohttp.ClientSession | None = None
-        self._under_way: dict[asyncio.Timeout, str] = {}
+        self._under_way: dict[asyncio.Timeout, tuple[str, float | None]] = {}
         context.leadership.on_change.append(self._hurry)
 
     async def forward(self, request: web.Request, not_leader: errors.NotLeader) -> web.Response:
@@ -69,7 +69,7 @@ class Forwarder:
         body = await request.read()
         try:
             async with asyncio.timeout(deadline_s + self._context.limits.forward_grace_s) as patience:
-                self._under_way[patience] = leader
+                self._under_way[patience] = leader, patience.when()
                 try:
                     return await self._send(request, url, body, deadline_s)
                 finally:
@@ -99,13 +99,13 @@ class Forwarder:
             return web.Response(body=data, status=answer.status, headers=back)
 
     def _hurry(self) -> None:
-        """The lead has changed: whoever led before answers soon what it was asked, or never."""
+        """The lead has changed: whoever led before answers soon what it was asked, or never. One that was only silent
+        for a while gets the whole time again."""
         soon = asyncio.get_running_loop().time() + self._context.limits.forward_grace_s
         leader = self._context.leadership.leader
-        for patience, asked in self._under_way.items():
-            when = patience.when()
-            if asked != leader and not patience.expired() and when is not None and when > soon:
-                patience.reschedule(soon)
+        for patience, (asked, until) in self._under_way.items():
+            if until is not None and not patience.expired():
+                patience.reschedule(until if asked == leader else min(soon, until))
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:

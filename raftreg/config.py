@@ -65,7 +65,7 @@ class Limits:
     # What waited in a leader's queue when the lead went elsewhere gets so long to find the successor.
     successor_wait_s: float = 0.2
     # New commands wait from when the successor lacks so few entries: it gets them in a round trip or two.
-    transfer_lag_entries_max: int = 64
+    transfer_lag_entries_max: int = 8
     # A client that names no deadline gets this one, and none may ask for more than the maximum.
     propose_deadline_s: float = 10.0
     propose_deadline_max_s: float = 60.0

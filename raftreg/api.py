@@ -1,6 +1,7 @@
 """The registry's HTTP API: one application per peer, one middleware that counts, bounds and answers for errors.
 
-Handlers stand beside this module: `api_images`, `api_zones`, `api_changes`; what they share is `api_context`.
+Handlers stand beside this module: `api_images`, `api_zones`, `api_changes`, `api_leader`; what they share is
+`api_context`. A write that finds another peer leading is forwarded; while nobody leads it waits for whoever is next.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from aiohttp.typedefs import Middleware
 from raftreg import config as configuration
 from raftreg import errors, wire
 from raftreg.api_changes import Changes
-from raftreg.api_context import Context, Document, Proposer, Reads
+from raftreg.api_context import Context, Document, Leadership, Proposer, Reads
 from raftreg.api_forward import Forwarder
 from raftreg.api_images import Images
+from raftreg.api_leader import Leader
 from raftreg.api_zones import Zones
 from raftreg.changefeed import Feed
 from raftreg.config import PeerConfig
@@ -33,12 +35,14 @@ _KEEPALIVE_S = 75.0
 _SHUTDOWN_S = 2.0
 _BACKLOG = 1024
 _NO_FORWARD = frozenset({"GET", "HEAD"})
+CONTEXT = web.AppKey("context", Context)
 
 
 def build_app(
     *,
     proposer: Proposer,
     reads: Reads,
+    leadership: Leadership,
     status: Callable[[], Document],
     cluster_id: str,
     epoch: int,
@@ -49,15 +53,17 @@ def build_app(
     leases: LeaseKeeper,
     forward_tls: ssl.SSLContext | None = None,
 ) -> web.Application:
-    """The application of one peer. `forward_tls`, from `certificates.api_client_context`, is for the leader's API.
+    """The application of one peer; its services are at `app[CONTEXT]`. `forward_tls`, from
+    `certificates.api_client_context`, is for the leader's API.
 
     The caller runs `leases.run()` as a task and calls `feed.notify` after turns; the application closes the feed when
     it shuts down.
     """
-    context = Context(proposer, reads, status, cluster_id, epoch, peer_name, config, metrics, feed, leases)
+    context = Context(proposer, reads, leadership, status, cluster_id, epoch, peer_name, config, metrics, feed, leases)
     forwarder = Forwarder(context, forward_tls)
     app = web.Application(middlewares=[_edge(context, forwarder)], client_max_size=config.limits.body_bytes_max)
-    for handlers in (Images(context), Zones(context), Changes(context), _Peer(context)):
+    app[CONTEXT] = context
+    for handlers in (Images(context), Zones(context), Changes(context), Leader(context), _Peer(context)):
         app.add_routes(handlers.routes())
     metrics.before_render.append(lambda: _fill(context))
 
@@ -98,6 +104,7 @@ def _edge(context: Context, forwarder: Forwarder) -> Middleware:
     @web.middleware
     async def edge(request: web.Request, handler: _Handler) -> web.StreamResponse:
         context.running += 1
+        context.served += 1
         try:
             response = await _guarded(request, handler)
         except errors.RegistryError as error:
@@ -105,17 +112,17 @@ def _edge(context: Context, forwarder: Forwarder) -> Middleware:
         finally:
             context.running -= 1
         context.metrics.count_request(_route(request), response.status)
+        if context.stopping and not response.prepared:
+            response.force_close()
         return response
 
     async def _guarded(request: web.Request, handler: _Handler) -> web.StreamResponse:
         if context.running > context.limits.requests_max:
             raise errors.TooManyRequests(f"{context.limits.requests_max} requests are under way already")
         try:
-            return await handler(request)
-        except errors.NotLeader as not_leader:
             if request.method in _NO_FORWARD:
-                raise
-            return await forwarder.forward(request, not_leader)
+                return await handler(request)
+            return await _at_the_leader(request, handler)
         except web.HTTPException as http:
             raise _translated(context, request, http) from None
         except errors.RegistryError:
@@ -127,6 +134,24 @@ def _edge(context: Context, forwarder: Forwarder) -> Middleware:
             raise errors.InternalError(
                 f"{type(error).__name__}; the log of peer {context.peer_name} has the details"
             ) from None
+
+    async def _at_the_leader(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Carry a write out here or where the leader is. While the lead changes hands it has surely not happened, and
+        is tried again with the next leader, until `leader_wait_s` after it came."""
+        leadership = context.leadership
+        until = leadership.patience()
+        while True:
+            version = leadership.version
+            try:
+                return await handler(request)
+            except errors.NotLeader as not_leader:
+                here = not_leader
+            try:
+                return await forwarder.forward(request, here)
+            except (errors.NotLeader, errors.NoQuorum):
+                hopped = wire.HEADER_HOP in request.headers
+                if hopped or not forwarder.reaches(here.leader) or not await leadership.changed(version, until):
+                    raise
 
     return edge
 
@@ -178,7 +203,9 @@ class _Peer:
         ]
 
     async def health(self, request: web.Request) -> web.Response:
-        """200 while this peer can answer, with the consistency that it can serve; 503 while it catches up."""
+        """200 while this peer can answer, with the consistency that it can serve; 503 while it stops or catches up."""
+        if self._context.stopping:
+            raise errors.Unavailable("this peer is stopping; ask another one", serves="nothing")
         leader = self._context.reads.freshness()["leader"]
         if leader is not None:
             return self._context.answer(request, {"serves": "linearizable", "leader": leader})

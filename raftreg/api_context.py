@@ -53,6 +53,24 @@ class Reads(Protocol):
     def freshness(self) -> Document: ...
 
 
+class Leadership(Protocol):
+    """What the API needs of the consensus service `Leadership`."""
+
+    version: int
+    on_change: list[Callable[[], None]]
+
+    @property
+    def leader(self) -> str | None: ...
+
+    def patience(self) -> float: ...
+
+    async def known(self, until: float | None = None) -> str: ...
+
+    async def changed(self, version: int, until: float) -> bool: ...
+
+    async def transfer(self, to: str | None = None) -> Document: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks: the certificate's subject, and the actor that goes into commands."""
@@ -80,10 +98,11 @@ class Caller:
 
 @dataclass
 class Context:
-    """The services behind the API of one peer."""
+    """The services behind the API of one peer. `stopping`: connections end with their next answer."""
 
     proposer: Proposer
     reads: Reads
+    leadership: Leadership
     status: Callable[[], Document]
     cluster_id: str
     epoch: int
@@ -93,6 +112,8 @@ class Context:
     feed: Feed
     leases: LeaseKeeper
     running: int = field(default=0)
+    served: int = field(default=0)
+    stopping: bool = field(default=False)
 
     @property
     def limits(self) -> Limits:

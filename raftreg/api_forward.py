@@ -43,17 +43,37 @@ class Forwarder:
     def __init__(self, context: Context, tls: ssl.SSLContext | None) -> None:
         self._context, self._tls = context, tls
         self._session: aiohttp.ClientSession | None = None
+        self._under_way: dict[asyncio.Timeout, tuple[str, float | None]] = {}
+        context.leadership.on_change.append(self._hurry)
 
     async def forward(self, request: web.Request, not_leader: errors.NotLeader) -> web.Response:
-        """The leader's answer. Raises NotLeader when it surely did not get the request, else OutcomeUnknown."""
-        url = self._context.config.api_peers.get(not_leader.leader or "")
-        if url is None or not_leader.leader == self._context.peer_name or wire.HEADER_HOP in request.headers:
+        """The leader's answer. Raises NotLeader or NoQuorum when it surely did not happen, else OutcomeUnknown."""
+        try:
+            return await self._forward(request, not_leader)
+        except errors.NotLeader as moved:
+            # The one that was asked may know its successor before this peer does.
+            if moved.leader in (None, not_leader.leader):
+                raise
+            return await self._forward(request, moved)
+
+    def reaches(self, leader: str | None) -> bool:
+        """Whether this peer knows where the API of that one is."""
+        return leader in self._context.config.api_peers
+
+    async def _forward(self, request: web.Request, not_leader: errors.NotLeader) -> web.Response:
+        leader = not_leader.leader or ""
+        url = self._context.config.api_peers.get(leader)
+        if url is None or leader == self._context.peer_name or wire.HEADER_HOP in request.headers:
             raise not_leader
         deadline_s = self._context.deadline_s(request)
         body = await request.read()
         try:
-            async with asyncio.timeout(deadline_s + self._context.limits.forward_grace_s):
-                return await self._send(request, url, body, deadline_s)
+            async with asyncio.timeout(deadline_s + self._context.limits.forward_grace_s) as patience:
+                self._under_way[patience] = leader, patience.when()
+                try:
+                    return await self._send(request, url, body, deadline_s)
+                finally:
+                    del self._under_way[patience]
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             raise errors.NotLeader(
                 not_leader.leader, f"the leader {not_leader.leader} cannot be reached from here"
@@ -73,7 +93,19 @@ class Forwarder:
         target = url.rstrip("/") + request.raw_path
         async with self._client().request(request.method, target, data=body, headers=headers) as answer:
             back = {name: answer.headers[name] for name in _HANDED_BACK if name in answer.headers}
-            return web.Response(body=await answer.read(), status=answer.status, headers=back)
+            data = await answer.read()
+            if answer.status == 503:
+                _raise_if_not_now(data, answer.headers.get("Content-Type", ""))
+            return web.Response(body=data, status=answer.status, headers=back)
+
+    def _hurry(self) -> None:
+        """The lead has changed: whoever led before answers soon what it was asked, or never. One that was only silent
+        for a while gets the whole time again."""
+        soon = asyncio.get_running_loop().time() + self._context.limits.forward_grace_s
+        leader = self._context.leadership.leader
+        for patience, (asked, until) in self._under_way.items():
+            if until is not None and not patience.expired():
+                patience.reschedule(until if asked == leader else min(soon, until))
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -85,7 +117,7 @@ class Forwarder:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 middlewares=(send_once,),
                 auto_decompress=False,
-                timeout=aiohttp.ClientTimeout(sock_connect=1.0),
+                timeout=aiohttp.ClientTimeout(sock_connect=self._context.limits.forward_connect_s),
             )
         return self._session
 
@@ -93,3 +125,13 @@ class Forwarder:
         """Break what is under way; it ends as OutcomeUnknown."""
         if self._session is not None:
             await self._session.close()
+
+
+def _raise_if_not_now(data: bytes, content_type: str) -> None:
+    """Raise the refusal of a peer that does not lead (any more): it has done nothing with the request."""
+    try:
+        refused = errors.from_fields(wire.decode(data, content_type)["error"], 503)
+    except (errors.BadRequest, KeyError, TypeError):
+        return
+    if isinstance(refused, errors.NotLeader | errors.NoQuorum):
+        raise refused

@@ -89,6 +89,7 @@ class Zones:
         fields = take(await self._optional_body(request), _HEARTBEAT)
         gateway = fields.get("gateway", caller.subject.name)
         caller.require_gateway(gateway, zone)
+        await context.leadership.known()
         return context.answer(request, await context.leases.heartbeat(zone, gateway))
 
     async def allocate(self, request: web.Request) -> web.Response:

@@ -47,7 +47,7 @@ class Timing:
     link_silence_s: float = 0.6
     # A quiet link says something this often; four pings may get lost.
     link_ping_s: float = 0.15
-    # How long shutdown waits for another peer to take the lead.
+    # How long a transfer of the lead may take, and with it the stop of a leader; normally it is tens of milliseconds.
     transfer_max_s: float = 2.0
 
 
@@ -60,6 +60,12 @@ class Limits:
     entry_bytes_max: int = 1 * MIB
     entry_commands_max: int = 1024
     inflight_entries_max: int = 2
+    # What finds no leader waits for the next one: longer than an election, and refused within a second.
+    leader_wait_s: float = 0.8
+    # What waited in a leader's queue when the lead went elsewhere gets so long to find the successor.
+    successor_wait_s: float = 0.2
+    # New commands wait from when the successor lacks so few entries: it gets them in a round trip or two.
+    transfer_lag_entries_max: int = 8
     # A client that names no deadline gets this one, and none may ask for more than the maximum.
     propose_deadline_s: float = 10.0
     propose_deadline_max_s: float = 60.0
@@ -107,7 +113,7 @@ class Limits:
     body_bytes_max: int = 1 * MIB
     requests_max: int = 4096
     reads_waiting_max: int = 4096
-    # Time for a linearizable read to find its quorum: an election and a half.
+    # Time for a linearizable read in all: a follower that is behind must first apply what the leader had committed.
     read_deadline_s: float = 5.0
     batch_operations_max: int = 512
     session_operations_max: int = 256
@@ -122,6 +128,14 @@ class Limits:
     # Time the leader's answer may take to cross the network on top of the deadline that it was given.
     forward_grace_s: float = 0.5
     forward_connections_max: int = 256
+    # A leader in reach accepts within a round trip; one that does not leaves time to find its successor.
+    forward_connect_s: float = 0.4
+    # A stopping peer answers on the connections that it has until no request came for so long; what comes over a kept
+    # connection meanwhile is answered and told to go elsewhere.
+    drain_quiet_s: float = 0.2
+    # Connections whose handshake is under way turn up within this time.
+    drain_handshakes_s: float = 0.05
+    drain_max_s: float = 2.0
 
     # -- changefeed: a consumer reads at its own pace up to what waits in its socket.
     feed_consumers_max: int = 512

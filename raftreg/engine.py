@@ -187,10 +187,10 @@ class Core(SyncObj):  # type: ignore[misc]
 
         self.private("commandsQueue").put_nowait((_REGULAR + payload, done))
 
-    def hand_over(self) -> bool:
-        """Ask the voter that is furthest to stand at once; False when none has the whole log."""
+    def hand_over(self, to: Node | None = None) -> bool:
+        """Ask a voter, by default the furthest, to stand at once; False when it lacks part of the log."""
         outcome: list[int] = []
-        self.transferLeadership(None, callback=lambda _result, error: outcome.append(error))
+        self.transferLeadership(to, callback=lambda _result, error: outcome.append(error))
         return outcome == [FAIL_REASON.SUCCESS]
 
 

@@ -9,7 +9,7 @@
     ├── Gone 410 ── Compacted, WrongEpoch
     ├── TooLarge 413
     ├── TooManyRequests 429
-    ├── Unavailable 503 ── Overloaded, NotLeader, NoQuorum, HomeZoneAway
+    ├── Unavailable 503 ── Overloaded, NotLeader, NoQuorum, HomeZoneAway, TransferFailed
     ├── StorageFull 507
     └── Indefinite ── OutcomeUnknown 504, Unreachable, InternalError 500
 
@@ -204,6 +204,12 @@ class NoQuorum(Unavailable):
     """No majority of the peers can be reached."""
 
     code = "no_quorum"
+
+
+class TransferFailed(Unavailable):
+    """The lead stays where it is; the message says why."""
+
+    code = "transfer_failed"
 
 
 class HomeZoneAway(Unavailable):

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 import signal
-import time
 
 import uvloop
 
 from raftreg import api, certificates, queries, state_machine
+from raftreg.api_drain import drain
 from raftreg.changefeed import Feed
 from raftreg.compaction import ChangeCompactor
 from raftreg.config import PeerConfig
@@ -19,8 +19,6 @@ from raftreg.metrics import PeerMetrics
 from raftreg.peer import Peer
 
 logger = logging.getLogger(__name__)
-
-_TRANSFER_POLL_S = 0.02
 
 
 def run(config: PeerConfig) -> int:
@@ -69,6 +67,7 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
     app = api.build_app(
         proposer=peer.proposer,
         reads=peer.reads,
+        leadership=peer.leadership,
         status=peer.status,
         cluster_id=identity.cluster_id,
         epoch=identity.epoch,
@@ -86,23 +85,15 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
     try:
         yield peer, runner.addresses
     finally:
-        # Hand over first, so that clients find a leader elsewhere; then no new requests; then the log.
+        # Hand over first, while requests are taken as ever: they wait for the successor and are forwarded to it. Then
+        # no new connections, and a polite end for those that there are; then the log.
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await _hand_over(peer)
+        await peer.leadership.leave()
+        await drain(runner, app[api.CONTEXT])
         await runner.cleanup()
         await peer.stop()
-
-
-async def _hand_over(peer: Peer) -> None:
-    """Give leadership to the voter that is furthest, within `transfer_max_s`."""
-    peer.proposer.close()
-    deadline = time.monotonic() + peer.config.timing.transfer_max_s
-    while peer.raft.is_leader and peer.raft.others and time.monotonic() < deadline:
-        peer.raft.transfer_leadership()
-        peer.poke()
-        await asyncio.sleep(_TRANSFER_POLL_S)
 
 
 def _fill(metrics: PeerMetrics, peer: Peer) -> None:

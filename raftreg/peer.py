@@ -15,6 +15,7 @@ from typing import Any
 from raftreg import certificates
 from raftreg.config import PeerConfig, split_address
 from raftreg.engine import now
+from raftreg.leadership import Leadership
 from raftreg.peer_links import PeerLinks
 from raftreg.proposer import Proposer
 from raftreg.raft import Apply, RaftNode
@@ -93,12 +94,15 @@ class Peer:
             threaded_snapshots=runtime.threads,
         )
         self.raft.on_commit = self._committed
+        self.leadership = Leadership(self.raft, config.limits, config.timing, poke=self.poke, clock=now)
         self.proposer = Proposer(
-            self.raft, config.limits, poke=self.poke, full=self.full, now_us=runtime.now_us, clock=now
+            self.raft, config.limits, self.leadership, poke=self.poke, full=self.full, now_us=runtime.now_us, clock=now
         )
         self.reads = Reads(
             self.raft,
+            self.leadership,
             poke=self.poke,
+            clock=now,
             waiting_max=config.limits.reads_waiting_max,
             deadline_s=config.limits.read_deadline_s,
         )
@@ -138,12 +142,13 @@ class Peer:
     # -- every turn and tick --------------------------------------------------------------------------------------
 
     def _turned(self, seconds: float) -> None:
+        self.leadership.after_turn()
         self.reads.after_turn()
         self._after_turn(seconds)
         if self._slow_commits >= _SLOW_COMMITS_MAX and self.raft.is_leader:
             self._slow_commits = 0
-            if self.raft.transfer_leadership():
-                logger.warning("this disk commits slowly: leadership is handed over")
+            logger.warning("this disk commits slowly; another voter shall lead")
+            self.leadership.leave_soon()
 
     def _committed(self, seconds: float) -> None:
         slow = seconds > _SLOW_COMMIT_FRACTION * self.config.timing.raft_min_timeout_s
@@ -157,7 +162,9 @@ class Peer:
             self.store.check_readers()
             self._full = self._growth_refusal()
             self.raft.tell_storage(self._full)
+        self.leadership.expire()
         self.proposer.expire()
+        self.reads.expire()
 
     # -- storage --------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 Commands wait in a bounded queue; whenever the leader's turn asks (`pump`), as many as fit become one entry, and at
 most `inflight_entries_max` entries are under way. pysyncobj never forwards: on a follower `propose` raises NotLeader
-and the API sends the request to the leader itself.
+and the API sends the request to the leader itself. What arrives while nobody leads waits for the next leader; what is
+in the queue while the lead is given away goes to the successor.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgpack
 
 from raftreg import errors
 from raftreg.config import Limits
+from raftreg.leadership import Leadership
 from raftreg.raft import RaftNode
 
 ENTRY_VERSION = 1
@@ -26,6 +28,10 @@ _HEADER_BYTES = 32
 _SHRINKING = frozenset({"delete_image", "compact_changes", "seal_blocks", "set_zone_lease"})
 
 Result = dict[str, Any]
+
+
+class _NotProposed(Exception):
+    """The lead went elsewhere before the commands were in an entry: they may be proposed by somebody else."""
 
 
 @dataclass(slots=True)
@@ -44,56 +50,65 @@ class Proposer:
         self,
         raft: RaftNode,
         limits: Limits,
+        leadership: Leadership,
         *,
         poke: Callable[[], None],
         full: Callable[[], str | None] = lambda: None,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._raft, self._limits, self._poke = raft, limits, poke
+        self._raft, self._limits, self._leadership, self._poke = raft, limits, leadership, poke
         self._full, self._now_us, self._clock = full, now_us, clock
         self._waiting: deque[_Submission] = deque()
         self._in_flight: dict[int, list[_Submission]] = {}
         self._entry_counter = 0
         self._commands_waiting = 0
-        self._closing = False
         self._packer = msgpack.Packer(autoreset=False)
         self.proposed = 0
         raft.on_pump = self.pump
-        raft.on_leadership = self._leadership
+        raft.on_leadership = self._lead_changed
+        leadership.busy = lambda: bool(self._in_flight)
 
     @property
     def pending(self) -> int:
         """Commands accepted and not yet answered."""
         return self._commands_waiting
 
-    def close(self) -> None:
-        """Refuse new commands (definitely): this peer is about to hand over or stop."""
-        self._closing = True
-
     async def propose(self, commands: Sequence[dict[str, Any]], *, deadline_s: float = 10.0) -> list[Result]:
         """Replicate the commands in this order, with nothing of their own in between; one result for each.
 
-        Raises NotLeader, NoQuorum, Overloaded, StorageFull, TooLarge: it surely did not happen. OutcomeUnknown: it
-        may have, or may still; repeat it only with the same idempotency key or session sequence.
+        Waits up to `leader_wait_s` while nobody leads. Raises NotLeader when another peer does; NoQuorum, Overloaded,
+        StorageFull, TooLarge: it surely did not happen. OutcomeUnknown: it may have, or may still; repeat it only with
+        the same idempotency key or session sequence.
         """
-        submission = self._accept(commands, deadline_s)
-        self._waiting.append(submission)
-        self._commands_waiting += len(submission.commands)
-        self._poke()
-        try:
-            return await submission.future
-        finally:
-            self._commands_waiting -= len(submission.commands)
-
-    def _accept(self, commands: Sequence[dict[str, Any]], deadline_s: float) -> _Submission:
-        if not self._raft.is_leader or self._closing:
-            leader = self._raft.leader
-            if leader is None or leader == self._raft.name:
-                raise errors.NoQuorum("no leader is known: a majority of the peers is not reachable or still electing")
-            raise errors.NotLeader(leader)
         if self._commands_waiting + len(commands) > self._limits.propose_queue_max:
             raise errors.Overloaded(f"{self._commands_waiting} commands wait already; try again later")
+        deadline = self._clock() + deadline_s
+        self._commands_waiting += len(commands)
+        try:
+            return await self._propose(commands, deadline, min(deadline, self._leadership.patience()))
+        finally:
+            self._commands_waiting -= len(commands)
+
+    async def _propose(self, commands: Sequence[dict[str, Any]], deadline: float, until: float) -> list[Result]:
+        while True:
+            await self._lead(until)
+            submission = self._accept(commands, deadline)
+            self._waiting.append(submission)
+            self._poke()
+            try:
+                return await submission.future
+            except _NotProposed:
+                until = max(until, self._clock() + self._limits.successor_wait_s)
+
+    async def _lead(self, until: float) -> None:
+        """Return when this peer leads. Raises NotLeader as soon as another one does."""
+        while not self._raft.is_leader:
+            leader = await self._leadership.known(until)
+            if leader != self._raft.name:
+                raise errors.NotLeader(leader)
+
+    def _accept(self, commands: Sequence[dict[str, Any]], deadline: float) -> _Submission:
         refusal = self._full()
         if refusal is not None and any(command.get("op") not in _SHRINKING for command in commands):
             raise errors.StorageFull(refusal)
@@ -105,11 +120,14 @@ class Proposer:
                 f"{self._limits.entry_commands_max} commands and {self._limits.entry_bytes_max} bytes"
             )
         future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
-        return _Submission(packed, size, self._clock() + deadline_s, future)
+        return _Submission(packed, size, deadline, future)
 
     def pump(self) -> None:
-        """Form entries from what waits; called by the Raft node in a leader's turn."""
+        """Form entries from what waits; called by the Raft node in a leader's turn. While the lead is being given away
+        nothing new may enter the log: the successor must have all of it."""
         while self._waiting and len(self._in_flight) < self._limits.inflight_entries_max:
+            if self._leadership.holding:
+                return
             self._append(self._gather())
 
     def _gather(self) -> list[_Submission]:
@@ -160,7 +178,7 @@ class Proposer:
         if self._waiting:
             self._poke()
 
-    def _leadership(self, leading: bool) -> None:
+    def _lead_changed(self, leading: bool) -> None:
         """Lost: what is in the log may still be committed by the next leader; what only waited surely is not."""
         if leading:
             return
@@ -170,7 +188,7 @@ class Proposer:
                 self._fail(submission, errors.OutcomeUnknown("leadership was lost before the commit was known"))
         waiting, self._waiting = self._waiting, deque()
         for submission in waiting:
-            self._fail(submission, errors.NoQuorum("leadership was lost; nothing was proposed"))
+            self._fail(submission, _NotProposed())
 
     def expire(self) -> None:
         """Answer those whose deadline passed; call every few ticks."""

@@ -143,9 +143,10 @@ class RaftNode:
 
     @property
     def leader(self) -> str | None:
-        """Name of the leader as far as this voter knows."""
+        """Name of the leader as far as this voter knows; None when it was silent for an election timeout."""
         node = self.core._getLeader()
-        return None if node is None else str(node.id)
+        silent = not self.is_leader and now() - self._leader_heard > self._timing.raft_max_timeout_s
+        return None if node is None or silent else str(node.id)
 
     @property
     def role(self) -> str:
@@ -171,6 +172,10 @@ class RaftNode:
 
     def is_connected(self, peer: str) -> bool:
         return peer in self._up
+
+    def is_recovering(self, peer: str) -> bool:
+        """Whether a leader counts another voter as one that may have forgotten promises."""
+        return peer in self._recovering_peers
 
     def staleness_s(self) -> float | None:
         """Seconds since a quorum confirmed the leader whose commits up to then are applied here; None: never."""
@@ -328,9 +333,9 @@ class RaftNode:
         self._goals.clear()
         self._full_peers.clear()
 
-    def transfer_leadership(self) -> bool:
-        """Ask the voter that is furthest to take over; False when none has the whole log yet. Best effort."""
-        return self.core.hand_over()
+    def transfer_leadership(self, to: str | None = None) -> bool:
+        """Ask a voter, by default the furthest, to take over; False when it lacks part of the log. Best effort."""
+        return self.core.hand_over(None if to is None else self._nodes[to])
 
     # -- messages -------------------------------------------------------------------------------------------------
 

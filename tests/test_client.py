@@ -20,7 +20,7 @@ SESSION = "5e551017-0000-4000-8000-000000000001"
 
 def first_asks(client: Client, url: str) -> None:
     """Which endpoint comes first is drawn at random; here it is the one to be tested."""
-    client._preferred = next(endpoint for endpoint in client._endpoints if endpoint.url == url)
+    client.endpoints.preferred = next(endpoint for endpoint in client.endpoints if endpoint.url == url)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ async def test_an_endpoint_that_never_answers_is_left_within_a_second_and_avoide
             started = time.monotonic()
             await ask()
             assert time.monotonic() - started < 1.5
-        assert client._preferred.url == plain.url("a")
+        assert client.endpoints.preferred.url == plain.url("a")
         started = time.monotonic()
         await client.status()
         assert time.monotonic() - started < 0.5
@@ -91,7 +91,7 @@ async def test_a_write_with_a_key_is_repeated_after_a_lost_answer_and_happens_on
         before = (await sure.allocate_ids(1))[1]
         for expected in range(before + 1, before + 6):
             first_asks(client, lossy)
-            client._preferred.unhealthy_until = 0.0
+            client.endpoints.preferred.unhealthy_until = 0.0
             assert await client.allocate_ids(1) == (expected, expected)
         assert swallow.passed == 5
 
@@ -176,7 +176,7 @@ async def test_writes_go_on_while_the_leader_changes_and_the_client_follows_it(t
         leader = await cluster.leader()
         await client.allocate_ids(1)
         await client.allocate_ids(1)
-        assert client._preferred.name == leader
+        assert client.endpoints.preferred.name == leader
 
 
 async def test_an_image_is_named_by_number_uuid_or_both_and_both_must_fit(plain: Registry) -> None:

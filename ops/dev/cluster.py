@@ -71,9 +71,12 @@ class Cluster:
         state_file: Path | None = None,
         peer_limits: Mapping[str, Any] | None = None,
         gateway_limits: Mapping[str, int | float] | None = None,
+        peer_timing: Mapping[str, float] | None = None,
     ) -> None:
         self.base = base
-        self.wiring = Wiring(base, tuple(peers), dict(gateways), peer_limits or {}, gateway_limits or {})
+        self.wiring = Wiring(
+            base, tuple(peers), dict(gateways), peer_limits or {}, gateway_limits or {}, peer_timing or {}
+        )
         self.state_file = state_file or base / "cluster.json"
         self.processes: dict[str, Process] = {}
         self.links: Links | None = None

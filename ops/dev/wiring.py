@@ -54,6 +54,7 @@ class Wiring:
     gateways: Mapping[str, str] = field(default_factory=lambda: dict(GATEWAYS))
     peer_limits: Mapping[str, Any] = field(default_factory=dict)
     gateway_limits: Mapping[str, int | float] = field(default_factory=dict)
+    peer_timing: Mapping[str, float] = field(default_factory=dict)
     _ports: dict[str, Reservation] = field(default_factory=dict)
 
     def listen(self, name: str) -> str:
@@ -162,6 +163,7 @@ class Wiring:
             raft_peers=raft_peers,
             api_peers={other: f"https://{address}" for other, address in api_peers.items()},
             limits=dataclasses.replace(made.limits, **self.peer_limits),
+            timing=dataclasses.replace(made.timing, **self.peer_timing),
         )
         _write(path / registry_config.FILE_NAME, registry_config.render(changed, path.resolve()))
 

@@ -1,5 +1,8 @@
-"""Long and large runs on real processes: each program prints its figures and one verdict line, and exits with it.
+"""Measured runs on real processes: `python -m ops.soak NAME` prints its figures as one JSON line and one verdict line.
 
-- `images`: fills a registry with images through its API, and says how many per second;
-- `rejoin`: a peer whose disk was wiped comes back while writes go on.
+- `kills`, `restarts`, `transfers`, `no_quorum`, `near_observer`: the runs, each bounded in time;
+- `rejoin`: a peer whose disk was wiped comes back while writes go on; `images` fills a registry for it;
+- `plain_clients`: HTTP clients that repeat nothing, so that every failure of the registry is seen;
+- `workload`: clients with the client library, whose history a judge compares with what the registry holds;
+- `outcome`: what a run says.
 """

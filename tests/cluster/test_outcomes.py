@@ -2,78 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import Any
 
-import msgpack
-
 from raftreg import errors
-from raftreg.config import Limits
-from raftreg.proposer import Proposer
 from raftreg.tables import View
 from tests.cluster.conftest import MakeCluster
-from tests.cluster.harness import (
-    A_HEARTBEAT_LATER,
-    LONG_AFTER,
-    SMALL_SNAPSHOTS,
-    Cluster,
-    apply_value,
-    led_by_a,
-    write,
-)
-
-# -- outcomes -----------------------------------------------------------------------------------------------------
-
-
-def proposer_of(cluster: Cluster, name: str, limits: Limits = SMALL_SNAPSHOTS) -> Proposer:
-    """The product's proposer on a simulated voter; its entries are values of the list machine."""
-    node = cluster.nodes[name]
-    proposer = Proposer(node, limits, poke=lambda: None, now_us=lambda: 0, clock=cluster.clock)
-    node._apply = apply_commands
-    return proposer
-
-
-def apply_commands(view: View, index: int, payload: bytes | None) -> Any:
-    apply_value(view, index, payload)
-    commands = msgpack.unpackb(payload)[2] if payload else []
-    return [{"ok": command["value"]} for command in commands]
-
-
-class Request:
-    """One call of `propose`, driven by hand: the virtual clock knows no event loop."""
-
-    def __init__(self, proposer: Proposer, value: str) -> None:
-        self.task = asyncio.get_running_loop().create_task(proposer.propose([{"op": "put", "value": value}]))
-
-    async def started(self) -> Request:
-        await settle_tasks()
-        return self
-
-    async def outcome(self) -> Any:
-        await settle_tasks()
-        assert self.task.done()
-        error = self.task.exception()
-        return self.task.result() if error is None else error
-
-
-async def settle_tasks() -> None:
-    """Let every task that can run do so."""
-    for _ in range(4):
-        await asyncio.sleep(0)
+from tests.cluster.harness import A_HEARTBEAT_LATER, LONG_AFTER, SMALL_SNAPSHOTS, led_by_a, write
+from tests.cluster.services import Services, entries, go_on, written
 
 
 async def test_an_entry_under_way_has_an_unknown_outcome_when_leadership_is_lost_and_one_that_waited_a_definite_one(
     make_cluster: MakeCluster,
 ) -> None:
     cluster = led_by_a(make_cluster)
-    proposer = proposer_of(cluster, "A", replace(SMALL_SNAPSHOTS, inflight_entries_max=1))
-    under_way = await Request(proposer, "under way").started()
+    a = Services(cluster, "A", replace(SMALL_SNAPSHOTS, inflight_entries_max=1))
+    under_way = await a.write("under way").started()
     cluster.turn("A")
-    waiting = await Request(proposer, "waiting").started()
+    waiting = await a.write("waiting").started()
     cluster.nodes["A"].receive("B", {"type": "term", "term": cluster.nodes["A"].term + 1})
     cluster.turn("A")
     assert isinstance(await under_way.outcome(), errors.OutcomeUnknown)
+    assert waiting.waits, "somebody else may take it"
+    cluster.isolate("A")
+    await go_on(cluster, SMALL_SNAPSHOTS.leader_wait_s + A_HEARTBEAT_LATER, among="A")
     refused = await waiting.outcome()
     assert isinstance(refused, errors.NoQuorum)
     assert refused.definite
@@ -84,7 +36,7 @@ async def test_an_entry_that_is_applied_in_the_turn_in_which_leadership_is_lost_
 ) -> None:
     """pysyncobj alone would say "leader changed" although the command was applied."""
     cluster = led_by_a(make_cluster)
-    request = await Request(proposer_of(cluster, "A"), "value").started()
+    request = await Services(cluster, "A").write("value").started()
     cluster.turn("A")
     cluster.deliver("A", "B")
     (ack,) = [m for m in cluster.in_flight("B", "A") if m["type"] == "next_node_idx" and m["success"]][-1:]
@@ -108,7 +60,7 @@ async def test_an_answer_goes_to_the_request_that_proposed_it_and_never_to_one_o
 ) -> None:
     """A restart counts entries from one again; "second" must not get the result of "first"."""
     cluster = led_by_a(make_cluster)
-    first = await Request(proposer_of(cluster, "A"), "first").started()
+    first = await Services(cluster, "A").write("first").started()
     cluster.turn("A")
     cluster.deliver("A", "B")
     first.task.cancel()
@@ -120,18 +72,10 @@ async def test_an_answer_goes_to_the_request_that_proposed_it_and_never_to_one_o
     cluster.settle()
     cluster.clock.now += LONG_AFTER
     cluster.elect("A")
-    second = await Request(proposer_of(cluster, "A"), "second").started()
+    second = await Services(cluster, "A").write("second").started()
     cluster.settle()
     assert await second.outcome() == [{"ok": "second"}]
-    assert [msgpack.unpackb(value.encode("latin1"))[2][0]["value"] for value in packed_values(cluster, "A")] == [
-        "first",
-        "second",
-    ]
-
-
-def packed_values(cluster: Cluster, name: str) -> list[str]:
-    view = cluster.nodes[name].store.view()
-    return [bytes(value).decode("latin1") for _, value in view.scan(b"value:", b"value:\xff")]
+    assert written(cluster, "A") == ["first", "second"]
 
 
 async def test_an_entry_whose_commit_is_learnt_from_a_snapshot_has_an_unknown_outcome(
@@ -139,7 +83,7 @@ async def test_an_entry_whose_commit_is_learnt_from_a_snapshot_has_an_unknown_ou
 ) -> None:
     """A's entry is committed by B, but A hears of it only as part of a snapshot: nobody knows its result there."""
     cluster = led_by_a(make_cluster)
-    request = await Request(proposer_of(cluster, "A"), "mine").started()
+    request = await Services(cluster, "A").write("mine").started()
     cluster.turn("A")
     cluster.deliver("A", "B")
     cluster.isolate("A")
@@ -152,24 +96,24 @@ async def test_an_entry_whose_commit_is_learnt_from_a_snapshot_has_an_unknown_ou
     cluster.settle()
     assert cluster.nodes["A"].snapshots.installed == 1
     assert isinstance(await request.outcome(), errors.OutcomeUnknown)
-    assert packed_values(cluster, "A") == packed_values(cluster, "B")
-    assert len(packed_values(cluster, "A")) == 21
+    assert entries(cluster, "A") == entries(cluster, "B")
+    assert len(entries(cluster, "A")) == 21
 
 
 async def test_a_deadline_that_passes_is_definite_before_the_proposal_and_unknown_after_it(
     make_cluster: MakeCluster,
 ) -> None:
     cluster = led_by_a(make_cluster)
-    proposer = proposer_of(cluster, "A", replace(SMALL_SNAPSHOTS, inflight_entries_max=1))
-    under_way = await Request(proposer, "under way").started()
+    a = Services(cluster, "A", replace(SMALL_SNAPSHOTS, inflight_entries_max=1))
+    under_way = await a.write("under way").started()
     cluster.turn("A")
-    waiting = await Request(proposer, "waiting").started()
+    waiting = await a.write("waiting").started()
     cluster.clock.now += 10.5
-    proposer.expire()
+    a.proposer.expire()
     assert isinstance(await under_way.outcome(), errors.OutcomeUnknown)
     refused = await waiting.outcome()
     assert isinstance(refused, errors.Overloaded)
     assert refused.definite
     cluster.settle()
-    assert proposer.pending == 0
-    assert len(packed_values(cluster, "A")) == 1
+    assert a.proposer.pending == 0
+    assert written(cluster, "A") == ["under way"]

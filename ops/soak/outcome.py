@@ -1,0 +1,70 @@
+"""What a measured run says: figures, what went wrong, and whether it kept its targets."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Outcome:
+    """One run. `problems`: a sentence for each target that was missed; `skipped`: why nothing was measured."""
+
+    name: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    skipped: str | None = None
+
+    def require(self, holds: bool, problem: str) -> None:
+        if not holds:
+            self.problems.append(problem)
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+    def line(self, seconds: float) -> str:
+        """One JSON object, to be recorded."""
+        return json.dumps(
+            {
+                "soak": self.name,
+                "commit": commit(),
+                "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "python": platform.python_version(),
+                "load": [round(load, 1) for load in os.getloadavg()],
+                "seconds": round(seconds, 1),
+                "pass": self.passed,
+                "skipped": self.skipped,
+                **self.figures,
+                "problems": self.problems,
+            }
+        )
+
+    def verdict(self) -> str:
+        """One sentence, to be read."""
+        if self.skipped is not None:
+            return f"soak {self.name}: SKIPPED, {self.skipped}"
+        told = ", ".join(f"{name} {value}" for name, value in self.figures.items() if not isinstance(value, list))
+        return f"soak {self.name}: {'PASS' if self.passed else 'FAIL: ' + '; '.join(self.problems)} ({told})"
+
+
+def commit() -> str:
+    """The commit that is measured, marked when the checkout differs from it."""
+    said = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return said.stdout.strip() or "unknown"
+
+
+def spread_ms(what: str, seconds: Sequence[float]) -> dict[str, Any]:
+    """Count, least, median and most of some times, as figures in milliseconds."""
+    if not seconds:
+        return {f"{what}_count": 0}
+    least, median, most = min(seconds), statistics.median(seconds), max(seconds)
+    named = {"least": least, "median": median, "most": most}
+    return {f"{what}_count": len(seconds), **{f"{what}_{name}_ms": round(s * 1000, 1) for name, s in named.items()}}

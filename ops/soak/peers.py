@@ -1,0 +1,53 @@
+"""The peers that a measured run works on: a cluster of real processes for as long as a block lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from ops.dev.cluster import Cluster
+from raftreg.client import Client, client_ssl_context
+
+
+@contextlib.asynccontextmanager
+async def running(**options: Any) -> AsyncIterator[Cluster]:
+    """Three registry peers without gateways, durable and with mutual TLS, at default timing."""
+    with tempfile.TemporaryDirectory(prefix="soak-") as base:
+        cluster = Cluster(Path(base), gateways={}, **options)
+        await asyncio.to_thread(cluster.start)
+        try:
+            yield cluster
+        finally:
+            await asyncio.to_thread(cluster.stop)
+
+
+def client_at(cluster: Cluster, url: str) -> Client:
+    """An operator's client of one endpoint only."""
+    tls = cluster.wiring.operator_tls()
+    return Client([url], ssl=client_ssl_context(tls.ca, tls.cert, tls.key))
+
+
+async def differences(cluster: Cluster) -> list[str]:
+    """In what the peers' states differ, once all have applied the same index; empty when they are equal."""
+    states = {}
+    for peer, url in zip(cluster.peers, cluster.registry_urls, strict=True):
+        async with client_at(cluster, url) as client:
+            await client.list_images(limit=1)  # linearizable: this peer has applied everything that was acknowledged
+            states[peer] = {image["uuid"]: image async for image in _images(client)}
+    first, *others = cluster.peers
+    return [
+        f"{peer} differs from {first} in image {uuid}"
+        for peer in others
+        for uuid in sorted(states[first].keys() | states[peer].keys())
+        if states[first].get(uuid) != states[peer].get(uuid)
+    ]
+
+
+async def _images(client: Client) -> AsyncIterator[dict[str, Any]]:
+    async for chunk in client.bootstrap(consistency="stale"):
+        for image in chunk["images"]:
+            yield image

@@ -88,6 +88,11 @@ class Limits:
     frame_bytes_max: int = 16 * MIB
     transport_buffer_max_bytes: int = 64 * MIB
 
+    # -- observers: each costs a voter a link, and the leader the sending of the whole log once more.
+    observers_max: int = 16
+    # To all observers together; about a tenth of a core's time for encryption. What they get behind by, they say.
+    observers_bytes_per_s_max: int = 64 * MIB
+
     # -- API: a body holds one full batch. Waiting requests cost memory (a few KiB each).
     body_bytes_max: int = 1 * MIB
     requests_max: int = 4096

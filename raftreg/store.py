@@ -47,7 +47,10 @@ class StoreError(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """Who this store belongs to. Written once by `initialise`, compared at every start."""
+    """Who this store belongs to. Written once by `initialise`, compared at every start.
+
+    `peers` are the voters; an observer is none of them.
+    """
 
     format: int
     cluster_id: str
@@ -56,10 +59,19 @@ class Identity:
     peers: tuple[str, ...]
     store_id: str
     membership_generation: int = 1
+    observer: bool = False
 
 
 def initialise(
-    data_dir: Path, *, cluster_id: str, peer: str, peers: Iterable[str], epoch: int = 1, recovering: bool = False
+    data_dir: Path,
+    *,
+    cluster_id: str,
+    peer: str,
+    peers: Iterable[str],
+    epoch: int = 1,
+    recovering: bool = False,
+    membership_generation: int = 1,
+    observer: bool = False,
 ) -> Identity:
     """Create an empty store. With `recovering` the peer neither votes nor stands until it has caught up.
 
@@ -73,8 +85,12 @@ def initialise(
         )
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
-    identity = Identity(FORMAT, cluster_id, epoch, peer, tuple(sorted(peers)), secrets.token_hex(8))
-    if peer not in identity.peers:
+    identity = Identity(
+        FORMAT, cluster_id, epoch, peer, tuple(sorted(peers)), secrets.token_hex(8), membership_generation, observer
+    )
+    if observer and peer in identity.peers:
+        raise StoreError(f"{peer!r} is one of the cluster's voters; an observer needs a name of its own")
+    if not observer and peer not in identity.peers:
         raise StoreError(f"peer {peer!r} is not one of the cluster's peers {', '.join(identity.peers)}")
     with lmdb.open(str(path), max_dbs=_NAMED_DATABASES_MAX, map_size=1 << 24) as env:
         meta = env.open_db(b"meta")
@@ -101,6 +117,7 @@ def _identity_to_row(identity: Identity) -> dict[str, Any]:
         "peers": list(identity.peers),
         "store_id": identity.store_id,
         "membership_generation": identity.membership_generation,
+        "observer": identity.observer,
     }
 
 

@@ -22,6 +22,8 @@ import msgpack
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
+from raftreg.observers import Observers
+
 Message = dict[str, Any]
 LENGTH = struct.Struct(">I")
 
@@ -114,9 +116,9 @@ class RaftTransport(Transport):  # type: ignore[misc]
     `core` is attached right after construction (each needs the other).
     """
 
-    def __init__(self, cancel_transmission: Callable[[Node], None]) -> None:
+    def __init__(self, cancel_transmission: Callable[[Node], None], observers: Observers) -> None:
         super().__init__(None, None, [])
-        self._cancel_transmission = cancel_transmission
+        self._cancel_transmission, self._observers = cancel_transmission, observers
         self.outbox: list[tuple[str, Message]] = []
         self.core: Any = None
         self.recovering = False
@@ -144,6 +146,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
             message[ROUND] = self.round
             message[CONFIRMED_AGE] = self.confirmed_age
             message[CLOCK] = self.clocks.get(node.id)
+            if node.id in self._observers:
+                self._observers.ration(node.id, message, receives_snapshot=node.id in self._held)
         self.outbox.append((node.id, message))
         return True
 
@@ -241,7 +245,19 @@ class RaftTransport(Transport):  # type: ignore[misc]
 
     def link_down(self, node: Node) -> None:
         """Chunks that were under way are gone; the next transmission to that peer starts anew."""
+        self._forget(node)
+        self._onNodeDisconnected(node)
+
+    def observer_up(self, node: Node) -> None:
+        self._onReadonlyNodeConnected(node)
+
+    def observer_down(self, node: Node) -> None:
+        """pysyncobj knows it no more: an acknowledgement of its would end the process with a KeyError from now on."""
+        self._forget(node)
+        self._onReadonlyNodeDisconnected(node)
+        self.core.forget_heard(node)
+
+    def _forget(self, node: Node) -> None:
         self._held.pop(node.id, None)
         self.clocks.pop(node.id, None)
         self._cancel_transmission(node)
-        self._onNodeDisconnected(node)

@@ -37,6 +37,12 @@ _HANDED_BACK = (
 )
 
 
+def _refused_by_observer(not_leader: errors.NotLeader, url: str | None) -> errors.NotLeader:
+    """An observer is believed nothing, so it can't speak for others; the caller is told where to go itself."""
+    leader = f"{not_leader.leader} at {url}" if url else str(not_leader.leader)
+    return errors.NotLeader(not_leader.leader, f"an observer takes no writes; send them to {leader}", url=url)
+
+
 class Forwarder:
     """One HTTP client to the other peers, by name. Use on the running loop; `close` it."""
 
@@ -47,6 +53,8 @@ class Forwarder:
     async def forward(self, request: web.Request, not_leader: errors.NotLeader) -> web.Response:
         """The leader's answer. Raises NotLeader when it surely did not get the request, else OutcomeUnknown."""
         url = self._context.config.api_peers.get(not_leader.leader or "")
+        if self._context.config.observer:
+            raise _refused_by_observer(not_leader, url)
         if url is None or not_leader.leader == self._context.peer_name or wire.HEADER_HOP in request.headers:
             raise not_leader
         deadline_s = self._context.deadline_s(request)

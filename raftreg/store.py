@@ -108,6 +108,20 @@ def store_path(data_dir: Path) -> Path:
     return Path(data_dir) / "store"
 
 
+def read_identity(data_dir: Path) -> Identity:
+    """Whose store this is, also while its process runs. Raises StoreError when there is none."""
+    path = store_path(data_dir)
+    if not (path / "data.mdb").exists():
+        raise StoreError(f"{path} holds no registry store")
+    with lmdb.open(str(path), max_dbs=_NAMED_DATABASES_MAX, readonly=True, create=False) as env:
+        meta = env.open_db(b"meta", create=False)
+        with env.begin() as txn:
+            row = txn.get(_IDENTITY, db=meta)
+    if row is None:
+        raise StoreError(f"{path} is an LMDB environment but not a registry store")
+    return _identity_from_row(bytes(row), path)
+
+
 def _identity_to_row(identity: Identity) -> dict[str, Any]:
     return {
         "format": identity.format,

@@ -1,5 +1,6 @@
-"""Several voters, and observers, in one process on a virtual clock: the product's Raft node, journal, transport rules, frame codec and
-snapshots on real LMDB; only sockets and time are replaced, so that a test decides every delivery and every crash.
+"""Several voters and observers in one process on a virtual clock: the product's Raft node, journal, transport rules,
+frame codec and snapshots on real LMDB; only sockets and time are replaced, so that a test decides every delivery and
+every crash.
 
 The replicated state is a list: each entry appends its payload; `values(name)` is what a voter has applied.
 """

@@ -206,14 +206,16 @@ class _Peer:
         """200 while this peer can answer, with the consistency that it can serve; 503 while it stops or catches up."""
         if self._context.stopping:
             raise errors.Unavailable("this peer is stopping; ask another one", serves="nothing")
-        leader = self._context.reads.freshness()["leader"]
-        if leader is not None:
+        freshness = self._context.reads.freshness()
+        leader = freshness["leader"]
+        # An observer may know the leader long before it has caught up with it.
+        if leader is not None and not (self._context.config.observer and freshness["staleness_s"] is None):
             return self._context.answer(request, {"serves": "linearizable", "leader": leader})
         if self._context.status().get("recovering"):
             raise errors.Unavailable(
                 "this peer has no leader and is recovering; its state may be old", serves="nothing"
             )
-        return self._context.answer(request, {"serves": "stale", "leader": None})
+        return self._context.answer(request, {"serves": "stale", "leader": leader})
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus text."""

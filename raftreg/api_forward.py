@@ -37,6 +37,12 @@ _HANDED_BACK = (
 )
 
 
+def _refused_by_observer(not_leader: errors.NotLeader, url: str | None) -> errors.NotLeader:
+    """An observer is believed nothing, so it can't speak for others; the caller is told where to go itself."""
+    leader = f"{not_leader.leader} at {url}" if url else str(not_leader.leader)
+    return errors.NotLeader(not_leader.leader, f"an observer takes no writes; send them to {leader}", url=url)
+
+
 class Forwarder:
     """One HTTP client to the other peers, by name. Use on the running loop; `close` it."""
 
@@ -48,6 +54,8 @@ class Forwarder:
 
     async def forward(self, request: web.Request, not_leader: errors.NotLeader) -> web.Response:
         """The leader's answer. Raises NotLeader or NoQuorum when it surely did not happen, else OutcomeUnknown."""
+        if self._context.config.observer:
+            raise _refused_by_observer(not_leader, self._context.config.api_peers.get(not_leader.leader or ""))
         try:
             return await self._forward(request, not_leader)
         except errors.NotLeader as moved:
@@ -57,8 +65,8 @@ class Forwarder:
             return await self._forward(request, moved)
 
     def reaches(self, leader: str | None) -> bool:
-        """Whether this peer knows where the API of that one is."""
-        return leader in self._context.config.api_peers
+        """Whether a write may be sent on to that one's API."""
+        return leader in self._context.config.api_peers and not self._context.config.observer
 
     async def _forward(self, request: web.Request, not_leader: errors.NotLeader) -> web.Response:
         leader = not_leader.leader or ""

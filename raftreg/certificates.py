@@ -1,8 +1,8 @@
 """The cluster's certificate authority, its certificates, and the TLS contexts that use them.
 
-Who someone is stands in the certificate's subject, never in an address: CN = name, OU = role (peer, gateway, client,
-operator), O = zone for gateways. So links may run through proxies and addresses may change. Nothing signed by another
-authority is ever accepted, hence contexts check no host names; whoever dials checks name or role itself.
+Who someone is stands in the certificate's subject, never in an address: CN = name, OU = role (peer, observer, gateway,
+client, operator), O = zone for gateways. So links may run through proxies and addresses may change. Nothing signed by
+another authority is ever accepted, hence contexts check no host names; whoever dials checks name or role itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from raftreg.config import TlsFiles
 
-ROLES = ("peer", "gateway", "client", "operator")
+ROLES = ("peer", "observer", "gateway", "client", "operator")
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 # X.509 has no renewal here yet: `raftreg init` is done once, and an expired certificate stops a cluster.
@@ -161,9 +161,9 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _purposes(role: str) -> list[x509.ObjectIdentifier]:
-    """Peers and gateways (for the data of other zones) also listen."""
+    """Peers, observers and gateways (for the data of other zones) also listen."""
     client = [ExtendedKeyUsageOID.CLIENT_AUTH]
-    return [ExtendedKeyUsageOID.SERVER_AUTH, *client] if role in ("peer", "gateway") else client
+    return [ExtendedKeyUsageOID.SERVER_AUTH, *client] if role in ("peer", "observer", "gateway") else client
 
 
 def _alternative_names(name: str, hosts: Iterable[str]) -> list[x509.GeneralName]:
@@ -228,18 +228,27 @@ def _prepared(context: ssl.SSLContext, tls: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-class _PeerOnly(ssl.SSLObject):
-    """Ends the handshake unless the other end is a registry peer, before one byte of a request was sent to it."""
+class _RegistryOnly(ssl.SSLObject):
+    """Ends the handshake unless the other end serves the registry's API, before one byte of a request was sent."""
+
+    roles: tuple[str, ...] = ("peer", "observer")
 
     def do_handshake(self) -> None:
         super().do_handshake()
         subject = subject_of(self.getpeercert())
-        if subject is None or subject.role != "peer":
+        if subject is None or subject.role not in self.roles:
             raise ssl.SSLCertVerificationError(f"the other end is {subject}, not a registry peer")
 
 
-def api_client_context(tls: TlsFiles) -> ssl.SSLContext:
-    """For HTTP clients of the registry: any peer of the cluster will do, nobody else."""
+class _VoterOnly(_RegistryOnly):
+    roles = ("peer",)
+
+
+def api_client_context(tls: TlsFiles, *, observers: bool = True) -> ssl.SSLContext:
+    """For HTTP clients of the registry: any peer of the cluster will do, nobody else.
+
+    Without `observers` voters only: whoever forwards for others tells nobody else for whom.
+    """
     context = client_context(tls)
-    context.sslobject_class = _PeerOnly
+    context.sslobject_class = _RegistryOnly if observers else _VoterOnly
     return context

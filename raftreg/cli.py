@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raftreg import cli_leader, cluster_init, config, errors, wire
+from raftreg import cli_leader, cli_observer, cluster_init, config, errors, wire
 from raftreg.cli_connection import (
     DONE,
     FAILED,
@@ -36,12 +36,21 @@ examples:
   raftreg init /srv/registry --peer a=10.0.0.1:9590,10.0.0.1:9591 --peer b=10.0.0.2:9590,10.0.0.2:9591 \\
       --peer c=10.0.0.3:9590,10.0.0.3:9591 --gateway ams-1=ams
                                                    then copy /srv/registry/a to 10.0.0.1, and so on
+  raftreg observer add /srv/registry ams=192.0.2.7:9591
+                                                   then copy /srv/registry/ams there, and start it with
+  raftreg serve --observer /srv/registry/ams
   raftreg status --config /srv/registry
   raftreg image list --config /srv/registry --limit 20
 
 exit status: 0 done, 1 refused or failed (the message says why), 2 wrong usage
 """
-_ROLE_STYLES = {"leader": "bold green", "follower": "green", "candidate": "yellow", "recovering": "yellow"}
+_ROLE_STYLES = {
+    "leader": "bold green",
+    "follower": "green",
+    "observer": "cyan",
+    "candidate": "yellow",
+    "recovering": "yellow",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(run=_status)
     cli_leader.add(commands)
     _add_image(commands)
+    cli_observer.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
     return parser
@@ -93,6 +103,7 @@ def _add_init(commands: Commands) -> None:
     )
     init.add_argument("directory", metavar="DIR", type=Path)
     init.add_argument("--peer", action="append", default=[], metavar="NAME=RAFT_HOST:PORT,API_HOST:PORT")
+    init.add_argument("--observer", action="append", default=[], metavar="NAME=API_HOST:PORT")
     init.add_argument("--gateway", action="append", default=[], metavar="NAME=ZONE", help="make its certificate")
     init.add_argument("--client", action="append", default=[], metavar="NAME", help="make its certificate")
     init.add_argument("--offline", action="store_true", help="don't check that nobody answers at these addresses")
@@ -102,6 +113,7 @@ def _add_init(commands: Commands) -> None:
 def _add_serve(commands: Commands) -> None:
     serve = commands.add_parser("serve", help="run one peer until SIGTERM")
     add_peer_config(serve)
+    serve.add_argument("--observer", action="store_true", help="it is the directory of an observer")
     serve.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     serve.set_defaults(run=_serve)
 
@@ -139,19 +151,24 @@ def _init(arguments: argparse.Namespace) -> int:
     peers = [cluster_init.parse_peer(text) for text in arguments.peer]
     peers = peers or [PlannedPeer(cluster_init.DEFAULT_PEER, cluster_init.DEFAULT_RAFT, cluster_init.DEFAULT_API)]
     gateways = [cluster_init.parse_gateway(text) for text in arguments.gateway]
-    plan = Plan(peers, dict(gateways), arguments.client)
+    observers = [cluster_init.parse_observer(text) for text in arguments.observer]
+    plan = Plan(peers, dict(gateways), arguments.client, observers)
     if len(plan.gateways) != len(gateways):
         raise InitError("a gateway is listed twice; its name is unique in all zones")
     cluster_id = cluster_init.initialise(arguments.directory, plan, offline=arguments.offline)
     print(f"cluster {cluster_id} of {', '.join(peer.name for peer in peers)} is in {arguments.directory}")
     for peer in peers:
         print(f"  start {peer.name} with: raftreg serve {arguments.directory / peer.name}")
+    for observer in observers:
+        print(f"  start {observer.name} with: raftreg serve --observer {arguments.directory / observer.name}")
     print(f"  keep {arguments.directory / 'ca.key'} away from the peers: whoever has it can join the cluster")
     return DONE
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     settings = config.load(config_path(arguments))
+    if settings.observer != arguments.observer:
+        raise ConfigError(_wrong_serve(settings))
     logging.basicConfig(
         level=arguments.log_level.upper(), format=f"%(asctime)s {settings.name} %(levelname)s %(name)s: %(message)s"
     )
@@ -161,12 +178,17 @@ def _serve(arguments: argparse.Namespace) -> int:
     return process.run(settings)
 
 
+def _wrong_serve(settings: config.PeerConfig) -> str:
+    if settings.observer:
+        return f"{settings.name} is an observer, which must be meant: raftreg serve --observer {settings.data_dir}"
+    return f"{settings.name} is a voter, without which the cluster may stop: raftreg serve {settings.data_dir}"
+
+
 def _rejoin(arguments: argparse.Namespace) -> int:
     settings = config.load(config_path(arguments))
     cluster_id = cluster_init.rejoin(settings)
-    print(
-        f"{settings.name} has an empty store of cluster {cluster_id}; start it with: raftreg serve {settings.data_dir}"
-    )
+    serve = f"raftreg serve{' --observer' if settings.observer else ''} {settings.data_dir}"
+    print(f"{settings.name} has an empty store of cluster {cluster_id}; start it with: {serve}")
     return DONE
 
 
@@ -202,7 +224,20 @@ def _status_table(answers: dict[str, Any]) -> Table:
             table.add_row(url, "[red]away[/]", *[""] * (len(_STATUS_COLUMNS) - 2))
         else:
             table.add_row(*_status_row(answer))
+    for row in _observer_rows(answers):
+        table.add_row(*row)
     return table
+
+
+def _observer_rows(answers: dict[str, Any]) -> list[list[str]]:
+    """What the leader knows of observers which were not asked themselves: how far the log of each agrees."""
+    answering = [answer for answer in answers.values() if not _failed(answer)]
+    asked = {answer["name"] for answer in answering}
+    seen = {name: at for answer in answering if answer["role"] == "leader" for name, at in answer["observers"].items()}
+    style, rest = _ROLE_STYLES["observer"], [""] * (len(_STATUS_COLUMNS) - 4)
+    return [
+        [name, f"[{style}]observer[/]", "", str(at["match"]), *rest] for name, at in seen.items() if name not in asked
+    ]
 
 
 def _troubles(answers: dict[str, Any]) -> list[str]:

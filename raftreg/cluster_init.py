@@ -42,12 +42,30 @@ class PlannedPeer:
 
 
 @dataclass(frozen=True)
+class PlannedObserver:
+    """One observer: its name and where it listens for the API. It dials the voters; nobody dials it for Raft."""
+
+    name: str
+    api: str
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What `init` makes: voters, gateways as name -> zone, clients by name."""
+    """What `init` makes: voters, gateways as name -> zone, clients by name, observers."""
 
     peers: Sequence[PlannedPeer]
     gateways: dict[str, str] = field(default_factory=dict)
     clients: Sequence[str] = ()
+    observers: Sequence[PlannedObserver] = ()
+
+
+@dataclass(frozen=True)
+class ClusterIdentity:
+    """Which life of which cluster a new store belongs to."""
+
+    cluster_id: str
+    epoch: int = 1
+    membership_generation: int = 1
 
 
 def parse_peer(text: str) -> PlannedPeer:
@@ -63,6 +81,19 @@ def parse_peer(text: str) -> PlannedPeer:
     except (ValueError, config.ConfigError) as error:
         raise InitError(f"--peer {text!r}: {error}") from None
     return PlannedPeer(name, raft, api)
+
+
+def parse_observer(text: str) -> PlannedObserver:
+    """NAME=API_HOST:PORT. Raises InitError."""
+    name, equals, api = text.partition("=")
+    if not equals or "," in api:
+        raise InitError(f"observer {text!r}: write NAME=API_HOST:PORT; an observer dials the voters, nobody dials it")
+    try:
+        certificates.check_name(name, "observer")
+        config.split_address(api)
+    except (ValueError, config.ConfigError) as error:
+        raise InitError(f"observer {text!r}: {error}") from None
+    return PlannedObserver(name, api)
 
 
 def parse_gateway(text: str) -> tuple[str, str]:
@@ -85,7 +116,7 @@ def initialise(directory: Path, plan: Plan, *, offline: bool = False) -> str:
     _check_plan(plan)
     _refuse_existing(directory, plan)
     if not offline:
-        _refuse_answering(plan.peers)
+        refuse_answering([*_addresses(plan.peers), *(observer.api for observer in plan.observers)])
     cluster_id = secrets.token_hex(8)
     directory.mkdir(parents=True, exist_ok=True)
     workshop = directory / f".init-{cluster_id}"
@@ -99,10 +130,15 @@ def initialise(directory: Path, plan: Plan, *, offline: bool = False) -> str:
     return cluster_id
 
 
+def _addresses(peers: Sequence[PlannedPeer]) -> list[str]:
+    return [address for peer in peers for address in (peer.raft, peer.api)]
+
+
 def _check_plan(plan: Plan) -> None:
     names = [peer.name for peer in plan.peers]
-    addresses = [address for peer in plan.peers for address in (peer.raft, peer.api)]
-    for values, what in ((names, "peer"), (addresses, "address")):
+    observers = [observer.name for observer in plan.observers]
+    addresses = [*_addresses(plan.peers), *(observer.api for observer in plan.observers)]
+    for values, what in ((names + observers, "peer"), (addresses, "address")):
         twice = {value for value in values if values.count(value) > 1}
         if twice:
             raise InitError(f"{what} {min(twice)} is listed twice")
@@ -110,7 +146,7 @@ def _check_plan(plan: Plan) -> None:
         raise InitError("a cluster has at least one peer")
     if len(names) % 2 == 0:
         raise InitError(f"{len(names)} peers survive no more failures than {len(names) - 1}; take an odd number")
-    if reserved := _RESERVED.intersection(names):
+    if reserved := _RESERVED.intersection(names + observers):
         raise InitError(f"a peer cannot be called {min(reserved)}: that is a directory for certificates")
     if OPERATOR in plan.clients:
         raise InitError(f"the client {OPERATOR} is made in any case; don't list it")
@@ -122,7 +158,8 @@ def _check_plan(plan: Plan) -> None:
 
 
 def _refuse_existing(directory: Path, plan: Plan) -> None:
-    for name in ("ca.pem", "ca.key", GATEWAYS, CLIENTS, *(peer.name for peer in plan.peers)):
+    made = [peer.name for peer in plan.peers] + [observer.name for observer in plan.observers]
+    for name in ("ca.pem", "ca.key", GATEWAYS, CLIENTS, *made):
         if (directory / name).exists():
             raise InitError(
                 f"{directory / name} is there already. A cluster is initialised once: `raftreg serve` starts it again; "
@@ -130,8 +167,8 @@ def _refuse_existing(directory: Path, plan: Plan) -> None:
             )
 
 
-def _refuse_answering(peers: Sequence[PlannedPeer]) -> None:
-    addresses = [address for peer in peers for address in (peer.raft, peer.api)]
+def refuse_answering(addresses: Sequence[str]) -> None:
+    """Raise InitError when somebody listens at an address that something new is to have."""
     for address in asyncio.run(_answering(addresses)):
         raise InitError(
             f"somebody answers at {address}: a peer of an existing cluster, or another program on that port. "
@@ -162,6 +199,11 @@ def _make(directory: Path, plan: Plan, cluster_id: str) -> None:
     certificates.save_authority(authority, directory)
     for peer in plan.peers:
         _make_peer(directory / peer.name, peer, plan.peers, authority, cluster_id)
+    raft_peers = {peer.name: peer.raft for peer in plan.peers}
+    api_peers = {peer.name: f"https://{peer.api}" for peer in plan.peers}
+    for observer in plan.observers:
+        identity = ClusterIdentity(cluster_id)
+        make_observer(directory / observer.name, observer, raft_peers, api_peers, authority, identity)
     for gateway, zone in plan.gateways.items():
         certificates.issue(authority, Subject(gateway, "gateway", zone), directory / GATEWAYS / gateway / "tls")
     certificates.issue(authority, Subject(OPERATOR, "operator"), directory / CLIENTS / OPERATOR / "tls")
@@ -190,34 +232,74 @@ def _make_peer(
     store.initialise(directory, cluster_id=cluster_id, peer=peer.name, peers=settings.cluster_peers)
 
 
-def rejoin(settings: PeerConfig) -> str:
-    """Make an empty store for a peer whose disk was replaced; returns the cluster ID. It catches up before it votes.
+def make_observer(
+    directory: Path,
+    observer: PlannedObserver,
+    raft_peers: dict[str, str],
+    api_peers: dict[str, str],
+    authority: Authority,
+    identity: ClusterIdentity,
+) -> None:
+    """Configuration, certificate and empty store of an observer; `raft_peers` and `api_peers` are the voters'."""
+    directory.mkdir(mode=0o700)
+    host = config.split_address(observer.api)[0]
+    settings = PeerConfig(
+        name=observer.name,
+        data_dir=directory,
+        raft_listen="",
+        raft_peers=raft_peers,
+        api_listen=observer.api,
+        api_tls=True,
+        api_peers=api_peers,
+        tls=certificates.issue(authority, Subject(observer.name, "observer"), directory / "tls", [host]),
+        observer=True,
+    )
+    config.validate(settings)
+    (directory / FILE_NAME).write_text(config.render(settings, directory), encoding="utf-8")
+    _empty_store(settings, identity)
 
-    Cluster ID and epoch come from the other peers. Raises InitError, store.StoreError.
+
+def _empty_store(settings: PeerConfig, identity: ClusterIdentity, *, recovering: bool = False) -> None:
+    store.initialise(
+        settings.data_dir,
+        cluster_id=identity.cluster_id,
+        peer=settings.name,
+        peers=settings.cluster_peers,
+        epoch=identity.epoch,
+        recovering=recovering,
+        membership_generation=identity.membership_generation,
+        observer=settings.observer,
+    )
+
+
+def rejoin(settings: PeerConfig) -> str:
+    """Make an empty store for a peer whose disk was replaced; returns the cluster ID. It catches up before it votes;
+    an observer has nothing to vote about, it just gets a snapshot.
+
+    Cluster ID, epoch and generation come from the other peers. Raises InitError, store.StoreError.
     """
     others = {name: url for name, url in settings.api_peers.items() if name != settings.name}
     if not others:
         raise InitError("this peer is alone in its cluster: nobody has the data; restore a backup")
     tls = certificates.api_client_context(settings.tls) if settings.api_tls else None
-    cluster_id, epoch = asyncio.run(_identity(list(others.values()), tls))
-    store.initialise(
-        settings.data_dir,
-        cluster_id=cluster_id,
-        peer=settings.name,
-        peers=settings.cluster_peers,
-        epoch=epoch,
-        recovering=True,
-    )
-    return cluster_id
+    identity = asked_identity(list(others.values()), tls)
+    _empty_store(settings, identity, recovering=not settings.observer)
+    return identity.cluster_id
 
 
-async def _identity(endpoints: list[str], tls: ssl.SSLContext | None) -> tuple[str, int]:
+def asked_identity(endpoints: list[str], tls: ssl.SSLContext | None) -> ClusterIdentity:
+    """What a running peer says of its cluster. Raises InitError."""
+    return asyncio.run(_identity(endpoints, tls))
+
+
+async def _identity(endpoints: list[str], tls: ssl.SSLContext | None) -> ClusterIdentity:
     async with Client(endpoints, ssl=tls, deadline_s=_ASK_S) as client:
         try:
             status = await client.status()
         except errors.RegistryError as error:
             raise InitError(f"no other peer of the cluster says who it is: {error.message}") from None
-    return str(status["cluster_id"]), int(status["epoch"])
+    generation = int(status.get("membership_generation", 1))
+    return ClusterIdentity(str(status["cluster_id"]), int(status["epoch"]), generation)
 
 
 def operator_files(directory: Path) -> TlsFiles | None:

@@ -109,6 +109,11 @@ class Limits:
     append_window_bytes: int = 512 * KIB
     transport_buffer_max_bytes: int = 64 * MIB
 
+    # -- observers: each costs a voter a link, and the leader the sending of the whole log once more.
+    observers_max: int = 16
+    # To all observers together; about a tenth of a core's time for encryption. What they get behind by, they say.
+    observers_bytes_per_s_max: int = 64 * MIB
+
     # -- API: a body holds one full batch. Waiting requests cost memory (a few KiB each).
     body_bytes_max: int = 1 * MIB
     requests_max: int = 4096
@@ -180,6 +185,8 @@ class PeerConfig:
 
     `raft_peers` are the addresses to dial (host:port, maybe a proxy's) by name, the own one included; `api_peers` the
     URLs to which this peer forwards writes, own one included or not. `api_tls` off is only for a loopback listener.
+    Of an `observer`, `raft_peers` are the voters alone, `raft_listen` is empty, since nobody dials it, and `api_peers`
+    are where its clients are sent with their writes.
     """
 
     name: str
@@ -192,6 +199,7 @@ class PeerConfig:
     tls: TlsFiles
     limits: Limits = field(default_factory=Limits)
     timing: Timing = field(default_factory=Timing)
+    observer: bool = False
 
     @property
     def cluster_peers(self) -> tuple[str, ...]:
@@ -253,10 +261,11 @@ def load(path: Path) -> PeerConfig:
 def _from_document(document: dict[str, Any], base: Path) -> PeerConfig:
     top = _Table(document, "")
     raft, api, tls = top.table("raft"), top.table("api"), top.table("tls")
+    observer = top.flag("observer", False)
     config = PeerConfig(
         name=top.text("name"),
         data_dir=base / top.text("data_dir", "."),
-        raft_listen=raft.text("listen"),
+        raft_listen="" if observer else raft.text("listen"),
         raft_peers=raft.texts("peers"),
         api_listen=api.text("listen"),
         api_tls=api.flag("tls", True),
@@ -264,6 +273,7 @@ def _from_document(document: dict[str, Any], base: Path) -> PeerConfig:
         tls=TlsFiles(*(base / tls.text(name) for name in ("ca", "cert", "key"))),
         limits=_numbers(Limits, top.table("limits", optional=True)),
         timing=_numbers(Timing, top.table("timing", optional=True)),
+        observer=observer,
     )
     for table in (top, raft, api, tls):
         table.refuse_rest()
@@ -326,10 +336,13 @@ def _numbers(kind: type[_Numbers], table: _Table) -> _Numbers:
 
 def validate(config: PeerConfig) -> None:
     """Refuse settings which contradict each other. Raises ConfigError."""
-    if config.name not in config.raft_peers:
-        known = ", ".join(sorted(config.raft_peers))
+    known = ", ".join(sorted(config.raft_peers))
+    if config.observer and config.name in config.raft_peers:
+        raise ConfigError(f"name {config.name!r} is among raft.peers ({known}); an observer lists the voters only")
+    if not config.observer and config.name not in config.raft_peers:
         raise ConfigError(f"name {config.name!r} is not among raft.peers ({known}); the peer lists itself too")
-    split_address(config.raft_listen, "raft.listen")
+    if not config.observer:
+        split_address(config.raft_listen, "raft.listen")
     host, _ = split_address(config.api_listen, "api.listen")
     for name, address in config.raft_peers.items():
         split_address(address, f"raft.peers.{name}")
@@ -378,18 +391,17 @@ def render(config: PeerConfig, base: Path) -> str:
     lines = [
         f"name = {_toml(config.name)}",
         f"data_dir = {_toml(_relative(config.data_dir, base))}",
+        *(["observer = true # receives log and snapshots, does not vote"] if config.observer else []),
         "",
-        "[raft]",
-        f"listen = {_toml(config.raft_listen)}",
-        "",
-        "[raft.peers] # addresses to dial, this peer's own included",
+        *([] if config.observer else ["[raft]", f"listen = {_toml(config.raft_listen)}", ""]),
+        f"[raft.peers] # addresses to dial, {'of the voters' if config.observer else 'the own one included'}",
         *(f"{_toml(name)} = {_toml(address)}" for name, address in sorted(config.raft_peers.items())),
         "",
         "[api]",
         f"listen = {_toml(config.api_listen)}",
         f"tls = {_toml(config.api_tls)}",
         "",
-        "[api.peers] # where a follower forwards writes to",
+        f"[api.peers] # where {'writes are to be sent' if config.observer else 'a follower forwards writes'} to",
         *(f"{_toml(name)} = {_toml(url)}" for name, url in sorted(config.api_peers.items())),
         "",
         "[tls]",

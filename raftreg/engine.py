@@ -32,6 +32,7 @@ _PRIVATE_FIELDS = (
     "votedForNodeId",
     "raftLeader",
     "lastResponseTime",
+    "connectedNodes",
 )
 _REGULAR = b"\0"
 _NEVER = 1 << 62
@@ -78,9 +79,9 @@ def assert_engine() -> None:
 
 
 class Core(SyncObj):  # type: ignore[misc]
-    """The Raft algorithm of one voter; `build` makes it."""
+    """The Raft algorithm of one voter or, without a node of its own, of one observer; `build` makes it."""
 
-    def __init__(self, owner: Owner, me: Node, others: Iterable[Node], conf: SyncObjConf) -> None:
+    def __init__(self, owner: Owner, me: Node | None, others: Iterable[Node], conf: SyncObjConf) -> None:
         self._owner = owner
         super().__init__(me, others, conf, nodeClass=Node, transport=owner.transport)
         missing = [name for name in _PRIVATE_FIELDS if not hasattr(self, _PRIVATE + name)]
@@ -174,6 +175,15 @@ class Core(SyncObj):  # type: ignore[misc]
     def set_heard_from(self, node: Node, at: float) -> None:
         self.private("lastResponseTime")[node] = at
 
+    def forget_heard(self, node: Node) -> None:
+        """An observer's link broke; pysyncobj forgets all of it but this."""
+        self.private("lastResponseTime").pop(node, None)
+
+    def set_connected(self, node: Node, connected: bool) -> None:
+        """Whether pysyncobj sends anything to a node; it is told of links that open and break otherwise."""
+        nodes = self.private("connectedNodes")
+        (nodes.add if connected else nodes.discard)(node)
+
     def send_soon(self) -> None:
         """Send append_entries with the next tick instead of the next heartbeat."""
         self.set_private("newAppendEntriesTime", 0)
@@ -201,8 +211,11 @@ class _NoPoller:
         return
 
 
-def build(owner: Owner, me: Node, others: list[Node], timing: Timing) -> Core:
-    """Construct pysyncobj with our journal and snapshots in place of its own (module globals, restored at once)."""
+def build(owner: Owner, me: Node | None, others: list[Node], timing: Timing) -> Core:
+    """Construct pysyncobj with our journal and snapshots in place of its own (module globals, restored at once).
+
+    Without `me` it is an observer: pysyncobj then neither votes nor stands, and `others` are all the voters.
+    """
     conf = SyncObjConf(
         autoTick=False,
         appendEntriesUseBatch=False,

@@ -1,4 +1,4 @@
-"""One registry peer as a process: what is started, in which order, and how it ends."""
+"""One registry peer or observer as a process: what is started, in which order, and how it ends."""
 
 from __future__ import annotations
 
@@ -76,11 +76,12 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         metrics=metrics,
         feed=feed,
         leases=leases,
-        forward_tls=certificates.api_client_context(config.tls) if config.api_tls else None,
+        forward_tls=certificates.api_client_context(config.tls, observers=False) if config.api_tls else None,
     )
     await peer.start()
     runner = await api.serve(app, config, certificates.server_context(config.tls) if config.api_tls else None)
-    tasks = [asyncio.create_task(leases.run()), asyncio.create_task(compactor.run())]
+    # An observer never leads, and only a leader has anything to do there.
+    tasks = [asyncio.create_task(each.run()) for each in ((leases, compactor) if not config.observer else ())]
     logger.info("peer %s of cluster %s serves on %s", config.name, identity.cluster_id, runner.addresses)
     try:
         yield peer, runner.addresses
@@ -102,6 +103,7 @@ def _fill(metrics: PeerMetrics, peer: Peer) -> None:
     metrics.term.set(status["term"])
     metrics.commit_index.set(status["commit"])
     metrics.proposals_pending.set(status["proposals_pending"])
+    metrics.observers.set(len(status["observers"]))
     metrics.log_entries.set(status["db"]["log_entries"])
     metrics.log_bytes.set(status["db"]["log_bytes"])
     metrics.db_used_bytes.set(status["db"]["used_bytes"])

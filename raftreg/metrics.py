@@ -55,6 +55,7 @@ class PeerMetrics:
         self.revision = gauge("revision", "Registry-wide revision of the state here.")
         self.staleness_s = gauge("staleness_seconds", "Age of the last confirmation of the leader by a quorum.")
         self.proposals_pending = gauge("proposals_pending", "Commands accepted and not yet answered.")
+        self.observers = gauge("observers", "Observers that are linked to this peer.")
         self.log_entries = gauge("log_entries", "Entries in the log.")
         self.log_bytes = gauge("log_bytes", "Bytes of the entries in the log.")
         self.db_used_bytes = gauge("db_used_bytes", "Live pages of the database; db_soft_limit_bytes is their bound.")

@@ -1,4 +1,4 @@
-"""One voter put together: store, Raft node, links, turns, proposer and reads, without the HTTP API.
+"""One voter or observer put together: store, Raft node, links, turns, proposer and reads, without the HTTP API.
 
 `main` adds the API around it; benchmarks and tests use it as it is, several in one process.
 """
@@ -16,14 +16,16 @@ from raftreg import certificates
 from raftreg.config import PeerConfig, split_address
 from raftreg.engine import now
 from raftreg.leadership import Leadership
+from raftreg.observer_node import ObserverNode
 from raftreg.peer_links import PeerLinks
 from raftreg.proposer import Proposer
 from raftreg.raft import Apply, RaftNode
 from raftreg.reads import Reads
 from raftreg.snapshots import Fatal
-from raftreg.store import Store
+from raftreg.store import Store, StoreError
 from raftreg.tables import View
 from raftreg.turns import Turns
+from raftreg.voter_links import VoterLinks
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +55,18 @@ class Runtime:
     now_us: Callable[[], int] = lambda: time.time_ns() // 1000
 
 
+def _wrong_kind(config: PeerConfig) -> str:
+    ours, other = ("an observer", "a voter") if config.observer else ("a voter", "an observer")
+    return (
+        f"{config.data_dir} holds the store of {other}, but the configuration is that of {ours}; correct `data_dir` or "
+        "`observer`. Neither can become the other: make a new one with `raftreg observer add`, or `raftreg rejoin`."
+    )
+
+
 class Peer:
-    """A running voter. `apply` and `applied_index` are the state machine; call `start` within a running loop."""
+    """A running voter, or observer where the configuration says so. `apply` and `applied_index` are the state machine;
+    call `start` within a running loop.
+    """
 
     def __init__(
         self,
@@ -75,15 +87,11 @@ class Peer:
             peers=config.cluster_peers,
             sync=runtime.sync,
         )
-        self.links = PeerLinks(
-            config.raft_peers,
-            client_ssl=certificates.client_context(config.tls),
-            server_ssl=certificates.server_context(config.tls),
-            limits=config.limits,
-            timing=config.timing,
-            poke=self.poke,
-        )
-        self.raft = RaftNode(
+        if self.store.identity.observer != config.observer:
+            self.store.close()
+            raise StoreError(_wrong_kind(config))
+        self.links = self._make_links()
+        self.raft = (ObserverNode if config.observer else RaftNode)(
             self.store,
             apply=apply,
             applied_index=applied_index,
@@ -113,14 +121,32 @@ class Peer:
         self._full: str | None = None
         self.raft_port = 0
 
+    def _make_links(self) -> PeerLinks | VoterLinks:
+        config, client_ssl = self.config, certificates.client_context(self.config.tls)
+        if config.observer:
+            return VoterLinks(
+                config.raft_peers, client_ssl=client_ssl, limits=config.limits, timing=config.timing, poke=self.poke
+            )
+        return PeerLinks(
+            config.raft_peers,
+            client_ssl=client_ssl,
+            server_ssl=certificates.server_context(config.tls),
+            limits=config.limits,
+            timing=config.timing,
+            poke=self.poke,
+        )
+
     def poke(self) -> None:
         if self._turns is not None:
             self._turns.poke()
 
     async def start(self) -> None:
-        """Listen, dial and run turns."""
-        host, port = split_address(self.config.raft_listen)
-        self.raft_port = await self.links.start(self.raft, host, port)
+        """Listen (an observer does not), dial and run turns."""
+        if isinstance(self.links, PeerLinks):
+            host, port = split_address(self.config.raft_listen)
+            self.raft_port = await self.links.start(self.raft, host, port)
+        else:
+            self.links.start(self.raft)
         self._turns = Turns(
             self.raft,
             tick_s=self.config.timing.tick_s,
@@ -206,6 +232,9 @@ class Peer:
             "peers": {
                 peer: {"connected": raft.is_connected(peer), "match": raft.match_index(peer)} for peer in raft.others
             },
+            # Those that are linked to this very peer; match is known to the leader alone.
+            "observers": {name: {"connected": True, "match": raft.match_index(name)} for name in raft.observers},
+            "membership_generation": self.store.identity.membership_generation,
             "errors": [*self.links.refusals().values(), *filter(None, [self._full, raft.snapshots.trouble])],
             "proposals_pending": self.proposer.pending,
             "db": {

@@ -4,6 +4,8 @@ Who is at the other end is the name in its certificate, never its address, so th
 A voter dials every other one and sends on that connection only; what it receives comes on the connections that it
 accepted. A newly accepted connection of a voter ends the older one before its first frame is served, since a proxy
 may still hold old bytes. A message is sent at most once: what a broken connection held is gone.
+
+Observers dial as well, and use their connection both ways; what becomes of it is told by `raftreg.observer_links`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import msgpack
 from raftreg.certificates import subject_of
 from raftreg.config import Limits, Timing, split_address
 from raftreg.engine import now
+from raftreg.observer_links import ObserverLinks
 from raftreg.positions import Hello
 from raftreg.raft import RaftNode
 from raftreg.transport import LENGTH, NUMBER_MAX, Message, encode_frame
@@ -26,7 +29,7 @@ from raftreg.transport import LENGTH, NUMBER_MAX, Message, encode_frame
 logger = logging.getLogger(__name__)
 
 PROTOCOL = 1
-_ROLE = "peer"
+PEER, OBSERVER = "peer", "observer"
 _DIAL_TIMEOUT_S = 1.0
 _DIAL_RETRY_S = 0.1
 _HELLO_TIMEOUT_S = 2.0  # from the accept to the hello, TLS included
@@ -38,12 +41,12 @@ class FrameProtocol(asyncio.Protocol):
 
     def __init__(self, frame_bytes_max: int, on_frame: Callable[[FrameProtocol, Message], None]) -> None:
         self._frame_bytes_max = frame_bytes_max
-        self._on_frame = on_frame
+        self.on_frame = on_frame
         self._buffer = bytearray()
         self.transport: asyncio.Transport | None = None
         self.closed = asyncio.get_running_loop().create_future()
         self.peer: str | None = None
-        self.heard_at = now()
+        self.heard_at = self.sent_at = now()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -52,11 +55,27 @@ class FrameProtocol(asyncio.Protocol):
         if not self.closed.done():
             self.closed.set_result(None)
 
-    def certified_name(self) -> str | None:
-        """The name in the certificate of the other end, if it is one of a peer."""
+    def certified_name(self, role: str = PEER) -> str | None:
+        """The name in the certificate of the other end, if it is one of that role."""
         assert self.transport is not None
         subject = subject_of(self.transport.get_extra_info("peercert"))
-        return subject.name if subject is not None and subject.role == _ROLE else None
+        return subject.name if subject is not None and subject.role == role else None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that were sent and have not left yet."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+
+    def send(self, message: Message, buffer_bytes_max: int) -> None:
+        """Write one frame, or end the connection when too much waits: the order must not be lost by skipping."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self.buffered > buffer_bytes_max:
+            logger.warning("link to %s: too many bytes wait (transport_buffer_max_bytes); breaking it", self.peer)
+            self.abort()
+            return
+        self.transport.write(encode_frame(message))
+        self.sent_at = now()
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = now()
@@ -76,7 +95,7 @@ class FrameProtocol(asyncio.Protocol):
                 return self._break(f"a frame that is not msgpack: {error}")
             if not isinstance(message, dict):
                 return self._break("a frame that is not a map")
-            self._on_frame(self, message)
+            self.on_frame(self, message)
             start = end
         if start:
             del buffer[:start]
@@ -100,7 +119,6 @@ class _Peer:
 
     outbound: FrameProtocol | None = None
     inbound: FrameProtocol | None = None
-    sent_at: float = 0.0
     up: bool = False
     refusal: str | None = None
 
@@ -122,6 +140,7 @@ class PeerLinks:
         self._client_ssl, self._server_ssl = client_ssl, server_ssl
         self._limits, self._timing, self._poke = limits, timing, poke
         self._peers: dict[str, _Peer] = {}
+        self._observers = ObserverLinks(limits, timing, poke)
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
         self._strangers: set[FrameProtocol] = set()
@@ -135,6 +154,7 @@ class PeerLinks:
     async def start(self, raft: RaftNode, host: str, port: int) -> int:
         """Listen and begin to dial; returns the port."""
         self._raft = raft
+        self._observers.raft = raft
         self._peers = {peer: _Peer() for peer in raft.others}
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._accept, host, port, ssl=self._server_ssl)
@@ -167,26 +187,24 @@ class PeerLinks:
             for link in (peer.inbound, peer.outbound):
                 if link is not None:
                     link.abort()
+        self._observers.close()
         for link in self._strangers:
             link.abort()
 
     # -- the Raft node's network ----------------------------------------------------------------------------------
 
     def send(self, peer: str, message: Message) -> None:
-        """Write one frame, or break the link when too much waits in it: the order must not be lost by skipping."""
-        link = self._peers[peer].outbound
-        if link is None or link.transport is None or link.transport.is_closing():
-            return
-        if link.transport.get_write_buffer_size() > self._limits.transport_buffer_max_bytes:
-            logger.warning("link to %s: too many bytes wait (transport_buffer_max_bytes); breaking it", peer)
-            link.abort()
-            return
-        link.transport.write(encode_frame(message))
-        self._peers[peer].sent_at = now()
+        """Write one frame, or break the link when too much waits in it."""
+        link = self._outbound(peer)
+        if link is not None:
+            link.send(message, self._limits.transport_buffer_max_bytes)
 
     def buffered(self, peer: str) -> int:
-        link = self._peers[peer].outbound
-        return 0 if link is None or link.transport is None else link.transport.get_write_buffer_size()
+        link = self._outbound(peer)
+        return 0 if link is None else link.buffered
+
+    def _outbound(self, peer: str) -> FrameProtocol | None:
+        return self._peers[peer].outbound if peer in self._peers else self._observers.link(peer)
 
     def refusals(self) -> dict[str, str]:
         """Why a voter does not accept us, by name; for status."""
@@ -195,14 +213,15 @@ class PeerLinks:
     def check(self) -> None:
         """Once per tick: ping what is quiet, break what is silent."""
         at = now()
+        self._observers.check()
         for name, peer in self._peers.items():
-            if not peer.up:
+            if not peer.up or peer.outbound is None:
                 continue
             # Bytes count, not frames: a large one may take longer than that to arrive.
             if peer.inbound is not None and at - peer.inbound.heard_at > self._timing.link_silence_s:
                 logger.warning("nothing heard from %s for %.1f s: link broken", name, self._timing.link_silence_s)
                 self._drop(name)
-            elif at - peer.sent_at > self._timing.link_ping_s:
+            elif at - peer.outbound.sent_at > self._timing.link_ping_s:
                 self.send(name, {"type": "ping"})
 
     def _drop(self, name: str) -> None:
@@ -272,7 +291,7 @@ class PeerLinks:
                 self._refused(name, link, f"the certificate at {self._addresses[name]} is not that of {name}")
                 return None
             assert link.transport is not None
-            link.transport.write(encode_frame(self._hello()))
+            link.transport.write(encode_frame(hello_of(self.raft)))
             await asyncio.wait({answered, link.closed}, return_when=asyncio.FIRST_COMPLETED)
             if not answered.done():
                 self._refused(name, link, "the connection ended before the answer to hello")
@@ -300,17 +319,6 @@ class PeerLinks:
         self._peers[name].refusal = why
         link.abort()
 
-    def _hello(self) -> Message:
-        identity = self.raft.store.identity
-        return {
-            "type": "hello",
-            "protocol": PROTOCOL,
-            "cluster_id": identity.cluster_id,
-            "epoch": identity.epoch,
-            "membership_generation": identity.membership_generation,
-            **asdict(self.raft.hello()),
-        }
-
     # -- inbound --------------------------------------------------------------------------------------------------
 
     def _on_inbound(self, link: FrameProtocol, message: Message) -> None:
@@ -326,14 +334,18 @@ class PeerLinks:
 
     def _welcome(self, link: FrameProtocol, hello: Message) -> None:
         assert link.transport is not None
-        name = link.certified_name()
-        error = self._objection(name, hello)
+        observer = link.certified_name(OBSERVER)
+        name = link.certified_name() if observer is None else observer
+        error = self._objection(name, observer, hello)
         if error is not None or name is None:
             logger.warning("hello of %s refused: %s", name or "a stranger", error)
             link.transport.write(encode_frame({"type": "hello_ack", "error": error}))
             link.transport.close()
             return
         self._strangers.discard(link)
+        if observer is not None:
+            self._observers.welcome(observer, link)
+            return
         accepted = self.raft.greet(name, _said(hello))
         link.transport.write(encode_frame({"type": "hello_ack", "must_recover": not accepted}))
         if not accepted:
@@ -357,12 +369,14 @@ class PeerLinks:
             self._peers[name].inbound = None
             self._update(name)
 
-    def _objection(self, name: str | None, hello: Message) -> str | None:
+    def _objection(self, name: str | None, observer: str | None, hello: Message) -> str | None:
         identity = self.raft.store.identity
         if name is None or hello.get("type") != "hello":
             return "a link of voters starts with a peer's certificate and a hello"
-        if name not in self._peers:
+        if observer is None and name not in self._peers:
             return f"{name} is not a voter of this cluster"
+        if observer is not None and (refusal := self._observers.refusal(observer)):
+            return refusal
         if hello.get("protocol") != PROTOCOL:
             return f"it speaks protocol {hello.get('protocol')}, this release speaks {PROTOCOL}"
         if hello.get("cluster_id") != identity.cluster_id:
@@ -375,6 +389,19 @@ class PeerLinks:
                 f"ours is {identity.membership_generation}"
             )
         return None if _is_complete(hello) else "its hello is incomplete or malformed"
+
+
+def hello_of(raft: RaftNode) -> Message:
+    """The first frame of a link: who this is, and what its disk holds."""
+    identity = raft.store.identity
+    return {
+        "type": "hello",
+        "protocol": PROTOCOL,
+        "cluster_id": identity.cluster_id,
+        "epoch": identity.epoch,
+        "membership_generation": identity.membership_generation,
+        **asdict(raft.hello()),
+    }
 
 
 def _is_complete(hello: Message) -> bool:

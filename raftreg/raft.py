@@ -23,6 +23,7 @@ from raftreg.append_window import AppendWindow
 from raftreg.config import Limits, Timing
 from raftreg.engine import now
 from raftreg.journal import Journal
+from raftreg.observers import FROM_OBSERVERS, Observers
 from raftreg.positions import Hello, Positions
 from raftreg.read_rounds import Complete, ForwardedReads, Freshness, ReadRounds
 from raftreg.snapshots import Fatal, Snapshots
@@ -55,7 +56,7 @@ class Apply(Protocol):
 
 
 class Network(Protocol):
-    """Links to the other voters, by name. `send` never blocks; `buffered` is what has not left yet, in bytes."""
+    """Links to the others, by name. `send` never blocks; `buffered` is what has not left yet, in bytes."""
 
     def send(self, peer: str, message: Message) -> None: ...
 
@@ -89,6 +90,7 @@ class RaftNode:
         self._end_process = fatal
         self._failed: str | None = None
         self._nodes = {peer: Node(peer) for peer in store.identity.peers}
+        self.observers = Observers(limits, timing, network.buffered)
         self.on_pump: Callable[[], None] = lambda: None
         self.on_leadership: Callable[[bool], None] = lambda _leader: None
         self.on_commit: Callable[[float], None] = lambda _seconds: None
@@ -99,11 +101,11 @@ class RaftNode:
             self.journal,
             limits,
             applied_index=applied_index,
-            buffered=network.buffered,
+            buffered=self.observers.waiting,
             fatal=self._fatal,
             threaded=threaded_snapshots,
         )
-        self.transport = RaftTransport(self.snapshots, AppendWindow(limits.append_window_bytes))
+        self.transport = RaftTransport(self.snapshots, AppendWindow(limits.append_window_bytes), self.observers)
         self.transport.clock = now
         self._applied_index = applied_index
         self._inbox: list[tuple[str, Message]] = []
@@ -129,7 +131,9 @@ class RaftNode:
         self._full_peers: dict[str, str] = {}
         self._told_full = False
 
-        self.core = engine.build(self, self._nodes[self.name], [self._nodes[p] for p in self.others], timing)
+        # An observer has no node of its own; it is not among the voters.
+        self.core = engine.build(self, self._nodes.get(self.name), [self._nodes[p] for p in self.others], timing)
+        self.observers.core = self.core
         self.core.resume(max(applied_index(store.view()), 1))
         if not self.others and not self.recovering:
             self.core.election_deadline = 0  # nobody else could be the leader
@@ -167,8 +171,8 @@ class RaftNode:
         return int(self.core.raftLastApplied)
 
     def match_index(self, peer: str) -> int | None:
-        """How far a leader knows another voter's log to agree with its own; None when not leading."""
-        return self.core.match_index(self._nodes[peer]) if self.is_leader else None
+        """How far a leader knows the log of a voter or observer to agree with its own; None when not leading."""
+        return self.core.match_index(self._node(peer)) if self.is_leader else None
 
     def is_connected(self, peer: str) -> bool:
         return peer in self._up
@@ -200,12 +204,15 @@ class RaftNode:
         return self._positions.greet(peer, hello)
 
     def link_up(self, peer: str) -> None:
-        """Both directions to a voter are open."""
-        self._up.add(peer)
-        self.transport.link_up(self._nodes[peer])
+        """Both directions to a voter or observer are open."""
+        if peer in self._nodes:
+            self._up.add(peer)
+            self.transport.link_up(self._nodes[peer])
+        else:
+            self.transport.observer_up(self.observers.add(peer, Node(peer)))
 
     def link_down(self, peer: str) -> None:
-        """A direction broke, or the voter was silent too long. Frames of the old link are no longer delivered."""
+        """A direction broke, or the other end was silent too long. Frames of the old link are no longer delivered."""
         self._inbox = [item for item in self._inbox if item[0] != peer]
         self._rounds.forget(peer)
         self._full_peers.pop(peer, None)
@@ -214,6 +221,8 @@ class RaftNode:
         if peer in self._up:
             self._up.discard(peer)
             self.transport.link_down(self._nodes[peer])
+        elif peer in self.observers:
+            self.transport.observer_down(self.observers.remove(peer))
 
     def receive(self, peer: str, message: Message) -> None:
         """A decoded frame of the current inbound link; handled by the next turn."""
@@ -230,6 +239,7 @@ class RaftNode:
         self._open_round()
         self.snapshots.begin_turn()
         self.core.doTick(0)
+        self.observers.end_tick()
         self._compact()
         self._confirm_reads()
         self._finish_recovery()
@@ -281,7 +291,7 @@ class RaftNode:
             self._send(peer, message)
 
     def _send(self, peer: str, message: Message) -> None:
-        if peer in self._up:
+        if peer in self._up or peer in self.observers:
             self._network.send(peer, message)
 
     def _complete(self) -> None:
@@ -342,6 +352,8 @@ class RaftNode:
     def _handle(self, peer: str, message: Message) -> None:
         if not has_fields(message):
             logger.warning("malformed %r message from %s ignored", message.get("type"), peer)
+        elif not self._heeds(peer, message["type"]):
+            logger.warning("%s from %s ignored", message["type"], peer)
         elif message["type"] in _OWN_MESSAGES:
             _OWN_MESSAGES[message["type"]](self, peer, message)
         elif is_well_formed(message):
@@ -349,12 +361,23 @@ class RaftNode:
         else:
             logger.warning("malformed %s from %s ignored", message["type"], peer)
 
+    def _heeds(self, peer: str, kind: str) -> bool:
+        """Nothing of an observer that could be counted; nothing of one that is not linked (any more)."""
+        return peer in self._nodes or (peer in self.observers and kind in FROM_OBSERVERS)
+
+    def _counts(self, peer: str) -> bool:
+        """Whether an acknowledgement confirms this leader, and is a promise."""
+        return peer in self._nodes
+
+    def _node(self, peer: str) -> Node:
+        return self._nodes[peer] if peer in self._nodes else self.observers.node(peer)
+
     def _deliver(self, peer: str, message: Message) -> None:
         kind = message["type"]
         if kind == "next_node_idx":
             self._note_acknowledgement(peer, message)
         try:
-            self.transport.deliver(self._nodes[peer], message)
+            self.transport.deliver(self._node(peer), message)
         finally:
             self.journal.end_message()
         if "serialized" in message and self.applied != max(self._applied_index(self.store.view()), 1):
@@ -376,10 +399,12 @@ class RaftNode:
     def _note_acknowledgement(self, peer: str, message: Message) -> None:
         if not self.is_leader or message[TERM] != self.term:
             return
-        if isinstance(message.get(ROUND), int):
-            self._rounds.echo(peer, message[ROUND])
         if isinstance(message.get(CLOCK), float):
             self.transport.clocks[peer] = message[CLOCK]
+        if not self._counts(peer):
+            return
+        if isinstance(message.get(ROUND), int):
+            self._rounds.echo(peer, message[ROUND])
         if message.get(RECOVERING):
             self._recovering_peers.add(peer)
             self.core.forget_match(self._nodes[peer])

@@ -48,7 +48,10 @@ class StoreError(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """Who this store belongs to. Written once by `initialise`, compared at every start."""
+    """Who this store belongs to. Written once by `initialise`, compared at every start.
+
+    `peers` are the voters; an observer is none of them.
+    """
 
     format: int
     cluster_id: str
@@ -57,10 +60,19 @@ class Identity:
     peers: tuple[str, ...]
     store_id: str
     membership_generation: int = 1
+    observer: bool = False
 
 
 def initialise(
-    data_dir: Path, *, cluster_id: str, peer: str, peers: Iterable[str], epoch: int = 1, recovering: bool = False
+    data_dir: Path,
+    *,
+    cluster_id: str,
+    peer: str,
+    peers: Iterable[str],
+    epoch: int = 1,
+    recovering: bool = False,
+    membership_generation: int = 1,
+    observer: bool = False,
 ) -> Identity:
     """Create an empty store. With `recovering` the peer neither votes nor stands until it has caught up.
 
@@ -74,8 +86,12 @@ def initialise(
         )
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
-    identity = Identity(FORMAT, cluster_id, epoch, peer, tuple(sorted(peers)), secrets.token_hex(8))
-    if peer not in identity.peers:
+    identity = Identity(
+        FORMAT, cluster_id, epoch, peer, tuple(sorted(peers)), secrets.token_hex(8), membership_generation, observer
+    )
+    if observer and peer in identity.peers:
+        raise StoreError(f"{peer!r} is one of the cluster's voters; an observer needs a name of its own")
+    if not observer and peer not in identity.peers:
         raise StoreError(f"peer {peer!r} is not one of the cluster's peers {', '.join(identity.peers)}")
     with lmdb.open(str(path), max_dbs=_NAMED_DATABASES_MAX, map_size=1 << 24) as env:
         meta = env.open_db(b"meta")
@@ -93,6 +109,20 @@ def store_path(data_dir: Path) -> Path:
     return Path(data_dir) / "store"
 
 
+def read_identity(data_dir: Path) -> Identity:
+    """Whose store this is, also while its process runs. Raises StoreError when there is none."""
+    path = store_path(data_dir)
+    if not (path / "data.mdb").exists():
+        raise StoreError(f"{path} holds no registry store")
+    with lmdb.open(str(path), max_dbs=_NAMED_DATABASES_MAX, readonly=True, create=False) as env:
+        meta = env.open_db(b"meta", create=False)
+        with env.begin() as txn:
+            row = txn.get(_IDENTITY, db=meta)
+    if row is None:
+        raise StoreError(f"{path} is an LMDB environment but not a registry store")
+    return _identity_from_row(bytes(row), path)
+
+
 def _identity_to_row(identity: Identity) -> dict[str, Any]:
     return {
         "format": identity.format,
@@ -102,6 +132,7 @@ def _identity_to_row(identity: Identity) -> dict[str, Any]:
         "peers": list(identity.peers),
         "store_id": identity.store_id,
         "membership_generation": identity.membership_generation,
+        "observer": identity.observer,
     }
 
 

@@ -24,6 +24,7 @@ from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
 from raftreg.append_window import AppendWindow
+from raftreg.observers import Observers
 
 Message = dict[str, Any]
 LENGTH = struct.Struct(">I")
@@ -136,9 +137,9 @@ class RaftTransport(Transport):  # type: ignore[misc]
     `core` is attached right after construction (each needs the other).
     """
 
-    def __init__(self, snapshots: Transmissions, window: AppendWindow) -> None:
+    def __init__(self, snapshots: Transmissions, window: AppendWindow, observers: Observers) -> None:
         super().__init__(None, None, [])
-        self._snapshots, self.window = snapshots, window
+        self._snapshots, self.window, self._observers = snapshots, window, observers
         self._cancel_transmission = snapshots.cancelTransmisstion
         self.outbox: list[tuple[str, Message]] = []
         self.core: Any = None
@@ -163,10 +164,14 @@ class RaftTransport(Transport):  # type: ignore[misc]
             if "prevLogIdx" not in message and message["serialized"] is None:
                 self._hold(node)
                 return False
-            message = self.without_unchecked_commit(self._bounded(node, message))
+            message = self.without_unchecked_commit(message)
             message[ROUND] = self.round
             message[CONFIRMED_AGE] = self.confirmed_age
             message[CLOCK] = self.clocks.get(node.id)
+            if node.id in self._observers:
+                self._observers.ration(node.id, message, receives_snapshot=node.id in self._held)
+            else:
+                message = self._bounded(node, message)
         self.outbox.append((node.id, message))
         return True
 
@@ -304,8 +309,20 @@ class RaftTransport(Transport):  # type: ignore[misc]
 
     def link_down(self, node: Node) -> None:
         """Chunks that were under way are gone; the next transmission to that peer starts anew."""
+        self._forget(node)
+        self._onNodeDisconnected(node)
+
+    def observer_up(self, node: Node) -> None:
+        self._onReadonlyNodeConnected(node)
+
+    def observer_down(self, node: Node) -> None:
+        """pysyncobj knows it no more: an acknowledgement of its would end the process with a KeyError from now on."""
+        self._forget(node)
+        self._onReadonlyNodeDisconnected(node)
+        self.core.forget_heard(node)
+
+    def _forget(self, node: Node) -> None:
         self._held.pop(node.id, None)
         self.window.forget(node.id)
         self.clocks.pop(node.id, None)
         self._cancel_transmission(node)
-        self._onNodeDisconnected(node)

@@ -1,5 +1,6 @@
-"""Several voters in one process on a virtual clock: the product's Raft node, journal, transport rules, frame codec and
-snapshots on real LMDB; only sockets and time are replaced, so that a test decides every delivery and every crash.
+"""Several voters and observers in one process on a virtual clock: the product's Raft node, journal, transport rules,
+frame codec and snapshots on real LMDB; only sockets and time are replaced, so that a test decides every delivery and
+every crash.
 
 The replicated state is a list: each entry appends its payload; `values(name)` is what a voter has applied.
 """
@@ -18,6 +19,7 @@ import msgpack
 import pysyncobj.syncobj as engine
 
 from raftreg.config import Limits, Timing
+from raftreg.observer_node import ObserverNode
 from raftreg.raft import RaftNode
 from raftreg.store import Store, initialise
 from raftreg.tables import View
@@ -84,11 +86,16 @@ class _Port:
 
 
 class Cluster:
-    """Voters named by single letters; all links are up after construction and nothing has been delivered."""
+    """Voters and observers named by single letters; all links are up after construction and nothing has been delivered.
 
-    def __init__(self, directory: Path, names: str, *, seed: int = 0, limits: Limits = SMALL_SNAPSHOTS) -> None:
+    Observers have no links among each other.
+    """
+
+    def __init__(
+        self, directory: Path, names: str, *, observers: str = "", seed: int = 0, limits: Limits = SMALL_SNAPSHOTS
+    ) -> None:
         random.seed(seed)
-        self.directory, self.names, self.limits = directory, names, limits
+        self.directory, self.names, self.observers, self.limits = directory, names, observers, limits
         self.clock = Clock()
         engine.monotonicTime = self.clock
         self.nodes: dict[str, RaftNode] = {}
@@ -96,8 +103,8 @@ class Cluster:
         self.cut: set[tuple[str, str]] = set()
         self.dead: dict[str, str] = {}
         try:
-            for name in names:
-                initialise(directory / name, cluster_id="test", peer=name, peers=names)
+            for name in names + observers:
+                self._initialise(name)
                 self.start(name)
             self.connect_all()
         except BaseException:
@@ -112,12 +119,13 @@ class Cluster:
     # -- processes ------------------------------------------------------------------------------------------------
 
     def start(self, name: str) -> RaftNode:
-        """Start a voter on its directory, as after a crash; its links are still down."""
+        """Start a voter or observer on its directory, as after a crash; its links are still down."""
 
         def fatal(reason: str) -> None:
             self.dead[name] = reason
 
-        self.nodes[name] = RaftNode(
+        kind = ObserverNode if name in self.observers else RaftNode
+        self.nodes[name] = kind(
             Store(self.directory / name, map_size_bytes=1 << 26, peer=name, peers=self.names),
             apply=apply_value,
             applied_index=applied_index,
@@ -130,9 +138,19 @@ class Cluster:
         return self.nodes[name]
 
     def wipe(self, name: str, *, recovering: bool = True) -> None:
-        """Replace the disk of a stopped voter; `recovering` is what `raftreg rejoin` writes."""
+        """Replace the disk of a stopped voter or observer; `recovering` is what `raftreg rejoin` writes for a voter."""
         shutil.rmtree(self.directory / name)
-        initialise(self.directory / name, cluster_id="test", peer=name, peers=self.names, recovering=recovering)
+        self._initialise(name, recovering=recovering and name not in self.observers)
+
+    def _initialise(self, name: str, *, recovering: bool = False) -> None:
+        initialise(
+            self.directory / name,
+            cluster_id="test",
+            peer=name,
+            peers=self.names,
+            recovering=recovering,
+            observer=name in self.observers,
+        )
 
     def crash(self, name: str) -> None:
         """SIGKILL or power loss: what was not committed to disk is gone, and so are the bytes in its links."""
@@ -144,7 +162,10 @@ class Cluster:
     # -- links ----------------------------------------------------------------------------------------------------
 
     def connect(self, a: str, b: str) -> None:
-        if a in self.nodes and b in self.nodes:
+        observers = [name for name in (a, b) if name in self.observers]
+        if len(observers) == 2:
+            return
+        if a in self.nodes and b in self.nodes and not observers:
             for source, target in ((a, b), (b, a)):
                 self._say_hello(source, target)
         for source, target in ((a, b), (b, a)):
@@ -172,7 +193,7 @@ class Cluster:
             self.heal(name)
 
     def isolate(self, name: str) -> None:
-        for peer in self.names:
+        for peer in self.names + self.observers:
             if peer != name:
                 self.disconnect(name, peer)
 

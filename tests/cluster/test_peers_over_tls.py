@@ -40,30 +40,37 @@ def free_port() -> int:
 
 
 class Group:
-    """Configurations, stores and running peers of one cluster."""
+    """Configurations, stores and running peers and observers of one cluster."""
 
-    def __init__(self, base: Path, names: str, limits: Limits | None = None, cluster_id: str = "group") -> None:
-        self.base = base
+    def __init__(
+        self, base: Path, names: str, limits: Limits | None = None, cluster_id: str = "group", observers: str = ""
+    ) -> None:
+        self.base, self.observers = base, observers
         self.authority: Authority = certificates.create_authority(cluster_id)
         self.addresses = {name: f"127.0.0.1:{free_port()}" for name in names}
         self.running: dict[str, Peer] = {}
         self.fatal: dict[str, str] = {}
-        self.configs = {name: self._config(name, limits or Limits()) for name in names}
-        for name in names:
-            initialise(base / name, cluster_id=cluster_id, peer=name, peers=names)
+        self.configs = {name: self._config(name, limits or Limits()) for name in names + observers}
+        for name in names + observers:
+            initialise(base / name, cluster_id=cluster_id, peer=name, peers=names, observer=name in observers)
 
     def _config(self, name: str, limits: Limits) -> PeerConfig:
+        observer = name in self.observers
         return PeerConfig(
             name=name,
             data_dir=self.base / name,
-            raft_listen=self.addresses[name],
+            raft_listen="" if observer else self.addresses[name],
             raft_peers=dict(self.addresses),
             api_listen="127.0.0.1:0",
             api_tls=True,
             api_peers={},
-            tls=certificates.issue(self.authority, Subject(name, "peer"), self.base / "tls" / name),
+            tls=self.tls(name, "observer" if observer else "peer"),
             limits=limits,
+            observer=observer,
         )
+
+    def tls(self, name: str, role: str) -> TlsFiles:
+        return certificates.issue(self.authority, Subject(name, role), self.base / "tls" / f"{name}-{role}")
 
     async def start(self, name: str) -> Peer:
         peer = Peer(
@@ -95,7 +102,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def group(base: Path, names: str, **options: Any) -> AsyncIterator[Group]:
     made = Group(base, names, **options)
     try:
-        for name in names:
+        for name in made.configs:
             await made.start(name)
         yield made
     finally:

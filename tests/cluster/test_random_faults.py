@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,9 +26,9 @@ CLOCK_STEPS_S = (0.02, 0.11, 0.11, 0.5, 1.2)
 class Schedule:
     """One seed: faults drawn at random, safety checked after every step, convergence at the end."""
 
-    def __init__(self, directory: Path, names: str, seed: int) -> None:
+    def __init__(self, directory: Path, names: str, seed: int, **options: Any) -> None:
         self.random = random.Random(seed)
-        self.cluster = Cluster(directory, names, seed=seed, limits=LIMITS)
+        self.cluster = Cluster(directory, names, seed=seed, **{"limits": LIMITS, **options})
         self.leaders: dict[int, str] = {}
         self.acknowledged: list[str] = []
         self.proposed = 0
@@ -64,8 +65,8 @@ class Schedule:
         elif draw < 0.982 and up:
             cluster.crash(self.random.choice(up))
             self.faults.add("crash")
-        elif len(up) < len(cluster.names):
-            name = self.random.choice([n for n in cluster.names if n not in up])
+        elif down := [name for name in cluster.names + cluster.observers if name not in up]:
+            name = self.random.choice(down)
             cluster.start(name)
             cluster.heal(name)
 
@@ -92,7 +93,7 @@ class Schedule:
         cluster = self.cluster
         for name in list(cluster.nodes):
             cluster.crash(name)  # whatever disk was about to fail is replaced by a good one with the same content
-        for name in cluster.names:
+        for name in cluster.names + cluster.observers:
             if name not in cluster.nodes:
                 cluster.start(name)
         cluster.connect_all()
@@ -105,8 +106,8 @@ class Schedule:
                 break
         else:
             raise AssertionError("the cluster did not converge")
-        values = [cluster.values(name) for name in cluster.names]
-        assert all(other == values[0] for other in values), "the voters' states differ"
+        values = [cluster.values(name) for name in cluster.names + cluster.observers]
+        assert all(other == values[0] for other in values), "the states differ"
         assert len(set(values[0])) == len(values[0]), "a value was applied twice"
         assert set(self.acknowledged) <= set(values[0]), "an acknowledged value is lost"
 
@@ -116,8 +117,8 @@ class DiskSchedule(Schedule):
 
     replace_rate, read_rate = 0.004, 0.02
 
-    def __init__(self, directory: Path, names: str, seed: int, *, one_by_one: bool = False) -> None:
-        super().__init__(directory, names, seed)
+    def __init__(self, directory: Path, names: str, seed: int, *, one_by_one: bool = False, **options: Any) -> None:
+        super().__init__(directory, names, seed, **options)
         self.one_by_one = one_by_one
         self.replaced: set[str] = set()
         self.behind: set[str] = set()  # those whose new disk has not caught up yet

@@ -18,6 +18,7 @@ from raftreg.api_changes import Changes
 from raftreg.api_context import Context, Document, Proposer, Reads
 from raftreg.api_forward import Forwarder
 from raftreg.api_images import Images
+from raftreg.api_integrity import Integrity, Soundness
 from raftreg.api_zones import Zones
 from raftreg.changefeed import Feed
 from raftreg.config import PeerConfig
@@ -47,6 +48,7 @@ def build_app(
     metrics: PeerMetrics,
     feed: Feed,
     leases: LeaseKeeper,
+    integrity: Soundness,
     forward_tls: ssl.SSLContext | None = None,
 ) -> web.Application:
     """The application of one peer. `forward_tls`, from `certificates.api_client_context`, is for the leader's API.
@@ -57,7 +59,7 @@ def build_app(
     context = Context(proposer, reads, status, cluster_id, epoch, peer_name, config, metrics, feed, leases)
     forwarder = Forwarder(context, forward_tls)
     app = web.Application(middlewares=[_edge(context, forwarder)], client_max_size=config.limits.body_bytes_max)
-    for handlers in (Images(context), Zones(context), Changes(context), _Peer(context)):
+    for handlers in (Images(context), Zones(context), Changes(context), Integrity(context, integrity), _Peer(context)):
         app.add_routes(handlers.routes())
     metrics.before_render.append(lambda: _fill(context))
 

@@ -49,6 +49,13 @@ class Timing:
     link_ping_s: float = 0.15
     # How long shutdown waits for another peer to take the lead.
     transfer_max_s: float = 2.0
+    # How often the leader has all peers compare the digests of their states; a few small messages each time.
+    digest_period_s: float = 10.0
+    # Pause between two steps of the scrub (limits.scrub_*): with 200 rows a step some 2 % of a core, and five hours for
+    # a million images.
+    scrub_step_s: float = 0.25
+    # A pass over a small database is over in seconds; rotting takes longer.
+    scrub_pass_s: float = 3600.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,17 @@ class Limits:
     snapshot_send_buffer_max_bytes: int = 1 * MIB
     # Rows of an abandoned generation deleted per turn.
     reclaim_rows_max: int = 500
+
+    # -- integrity: every peer notes the digest of its state so often, a few microseconds each time...
+    digest_every_entries: int = 256
+    # ...and keeps so many, so that the last ones are known even at a peer that is some seconds ahead.
+    digests_kept_max: int = 64
+    # Rows and bytes that one step of the scrub reads: a few milliseconds without a turn.
+    scrub_step_rows: int = 200
+    scrub_step_bytes: int = 256 * KIB
+    # The same per tick of a pass that an operator waits for: heartbeats still leave in time.
+    scrub_fast_step_rows: int = 1_000
+    scrub_fast_step_bytes: int = 1 * MIB
 
     # -- links between peers: a frame holds a few entries; a link with more waiting is broken, never skipped.
     frame_bytes_max: int = 16 * MIB

@@ -10,10 +10,11 @@ import time
 
 import uvloop
 
-from raftreg import api, certificates, queries, state_machine
+from raftreg import api, certificates, queries, state_machine, state_scrub, tables
 from raftreg.changefeed import Feed
 from raftreg.compaction import ChangeCompactor
 from raftreg.config import PeerConfig
+from raftreg.digests import StateChecks
 from raftreg.leases import LeaseKeeper
 from raftreg.metrics import PeerMetrics
 from raftreg.peer import Peer
@@ -21,6 +22,12 @@ from raftreg.peer import Peer
 logger = logging.getLogger(__name__)
 
 _TRANSFER_POLL_S = 0.02
+STATE_CHECKS = StateChecks(
+    version=tables.DIGEST_VERSION,
+    digest=state_machine.digest,
+    begin_pass=state_scrub.Pass,
+    checked_rows=state_scrub.checked_rows,
+)
 
 
 def run(config: PeerConfig) -> int:
@@ -60,6 +67,7 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         applied_index=state_machine.applied_index,
         on_commit=metrics.fsync_s.observe,
         after_turn=after_turn,
+        checks=STATE_CHECKS,
     )
     identity = peer.store.identity
     feed = Feed(peer.reads, epoch=identity.epoch, limits=config.limits)
@@ -77,6 +85,7 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         metrics=metrics,
         feed=feed,
         leases=leases,
+        integrity=peer.integrity,
         forward_tls=certificates.api_client_context(config.tls) if config.api_tls else None,
     )
     await peer.start()
@@ -116,3 +125,4 @@ def _fill(metrics: PeerMetrics, peer: Peer) -> None:
     metrics.db_used_bytes.set(status["db"]["used_bytes"])
     metrics.db_file_bytes.set(status["db"]["file_bytes"])
     metrics.oldest_reader_s.set(peer.raft.snapshots.reader_age_s())
+    metrics.integrity.fill(status["integrity"])

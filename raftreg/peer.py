@@ -14,11 +14,14 @@ from typing import Any
 
 from raftreg import certificates
 from raftreg.config import PeerConfig, split_address
+from raftreg.digests import StateChecks
 from raftreg.engine import now
+from raftreg.integrity import Integrity
 from raftreg.peer_links import PeerLinks
 from raftreg.proposer import Proposer
 from raftreg.raft import Apply, RaftNode
 from raftreg.reads import Reads
+from raftreg.scrub import Scrubber
 from raftreg.snapshots import Fatal
 from raftreg.store import Store
 from raftreg.tables import View
@@ -53,7 +56,10 @@ class Runtime:
 
 
 class Peer:
-    """A running voter. `apply` and `applied_index` are the state machine; call `start` within a running loop."""
+    """A running voter. `apply` and `applied_index` are the state machine; call `start` within a running loop.
+
+    With `checks` the state is verified: digests are compared with the other peers', and its rows are scrubbed.
+    """
 
     def __init__(
         self,
@@ -65,6 +71,7 @@ class Peer:
         on_commit: Callable[[float], None] = lambda _seconds: None,
         after_turn: Callable[[float], None] = lambda _seconds: None,
         runtime: Runtime = Runtime(),
+        checks: StateChecks | None = None,
     ) -> None:
         self.config, self._runtime = config, runtime
         self.store = Store(
@@ -91,6 +98,7 @@ class Peer:
             timing=config.timing,
             fatal=fatal,
             threaded_snapshots=runtime.threads,
+            checks=checks,
         )
         self.raft.on_commit = self._committed
         self.proposer = Proposer(
@@ -102,12 +110,24 @@ class Peer:
             waiting_max=config.limits.reads_waiting_max,
             deadline_s=config.limits.read_deadline_s,
         )
+        self.integrity = Integrity(self.raft, self._scrubber(checks))
         self._fatal, self._on_commit, self._after_turn = fatal, on_commit, after_turn
         self._turns: Turns | None = None
         self._slow_commits = 0
         self._housekeeping_at = 0.0
         self._full: str | None = None
         self.raft_port = 0
+
+    def _scrubber(self, checks: StateChecks | None) -> Scrubber | None:
+        if checks is None:
+            return None
+        return Scrubber(
+            self.store,
+            begin_pass=checks.begin_pass,
+            found=self.raft.damage.found_here,
+            limits=self.config.limits,
+            timing=self.config.timing,
+        )
 
     def poke(self) -> None:
         if self._turns is not None:
@@ -158,6 +178,7 @@ class Peer:
             self._full = self._growth_refusal()
             self.raft.tell_storage(self._full)
         self.proposer.expire()
+        self.integrity.tick()
 
     # -- storage --------------------------------------------------------------------------------------------------
 
@@ -199,7 +220,12 @@ class Peer:
             "peers": {
                 peer: {"connected": raft.is_connected(peer), "match": raft.match_index(peer)} for peer in raft.others
             },
-            "errors": [*self.links.refusals().values(), *([self._full] if self._full else [])],
+            "errors": [
+                *self.integrity.errors(),
+                *self.links.refusals().values(),
+                *([self._full] if self._full else []),
+            ],
+            "integrity": self.integrity.status(),
             "proposals_pending": self.proposer.pending,
             "db": {
                 "used_bytes": self.store.used_bytes(),

@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -28,6 +28,7 @@ from pysyncobj.config import SERIALIZER_STATE
 
 from raftreg.config import Limits
 from raftreg.journal import Journal
+from raftreg.records import DamagedRecord
 from raftreg.store import LogEntry, StateReader, Store
 from raftreg.tables import View
 
@@ -40,6 +41,13 @@ _ABANDONED_MAX = 4  # half-installed snapshots waiting for their deletion; more 
 _CHUNKS_PER_TURN = 8  # per peer; a turn with more would keep commits and heartbeats waiting
 Chunk = tuple[bytes, int, int, bytes]
 Transmission = tuple[Chunk, bool, bool]
+Rows = Iterator[tuple[bytes, bytes]]
+CheckedRows = Callable[[View, Rows], Rows]
+
+
+def unchecked_rows(_view: View, rows: Rows) -> Rows:
+    """For a state that has no digest."""
+    return rows
 
 
 class Fatal(Protocol):
@@ -74,8 +82,19 @@ class _Incoming:
     checksum: Any = field(default_factory=lambda: blake2b(digest_size=16))
 
 
-def copy_to_spool(reader: StateReader, index: int, path: Path, chunk_bytes: int, reader_max_s: float) -> None:
-    """Write header, rows and trailer of one committed moment to `path`. Raises TimeoutError past `reader_max_s`."""
+def copy_to_spool(
+    reader: StateReader,
+    index: int,
+    path: Path,
+    chunk_bytes: int,
+    reader_max_s: float,
+    checked_rows: CheckedRows = unchecked_rows,
+) -> None:
+    """Write header, rows and trailer of one committed moment to `path`.
+
+    Raises TimeoutError past `reader_max_s`, DamagedRecord when what was read is not what was written: a damaged state
+    must not be handed on.
+    """
     deadline = time.monotonic() + reader_max_s
     snapshot_id = secrets.token_bytes(8)
     checksum = blake2b(digest_size=16)
@@ -91,7 +110,7 @@ def copy_to_spool(reader: StateReader, index: int, path: Path, chunk_bytes: int,
         write(msgpack.packb((_HEADER, reader.log_entry(index), reader.log_entry(index - 1))))
         batch: list[tuple[bytes, bytes]] = []
         size = 0
-        for row in reader.rows():
+        for row in checked_rows(reader.view(), reader.rows()):
             batch.append(row)
             size += len(row[0]) + len(row[1])
             if size >= chunk_bytes:
@@ -115,7 +134,8 @@ class Snapshots:
 
     `applied_index(view)` tells the log index that a state has applied; `buffered(peer)` the bytes waiting in the link
     to a peer; `fatal` ends the process: pysyncobj would swallow an exception here and acknowledge a snapshot that was
-    never installed. `threaded=False` copies within `after_commit` (for simulation).
+    never installed. `threaded=False` copies within `after_commit` (for simulation). `damage` says
+    what a copy has found to be wrong with this peer's own data.
     """
 
     def __init__(
@@ -128,7 +148,10 @@ class Snapshots:
         buffered: Callable[[str], int],
         fatal: Fatal,
         threaded: bool = True,
+        checked_rows: CheckedRows = unchecked_rows,
     ) -> None:
+        self.damage: str | None = None
+        self._checked_rows = checked_rows
         self._store, self._journal, self._limits = store, journal, limits
         self._applied_index, self._buffered, self._fatal = applied_index, buffered, fatal
         self._threaded = threaded
@@ -258,9 +281,18 @@ class Snapshots:
     def _copy(self, spool: _Spool, reader: StateReader, index: int) -> None:
         try:
             copy_to_spool(
-                reader, index, spool.path, self._limits.snapshot_chunk_bytes, self._limits.snapshot_reader_max_s
+                reader,
+                index,
+                spool.path,
+                self._limits.snapshot_chunk_bytes,
+                self._limits.snapshot_reader_max_s,
+                self._checked_rows,
             )
             spool.index = index
+        except DamagedRecord as error:
+            self.damage = f"a copy of it for another peer failed: {error}"
+            spool.failed = True
+            spool.path.unlink(missing_ok=True)
         except Exception:
             # Only this copy is lost: the peer that waits for it asks again with the next heartbeat.
             logger.exception("copying a snapshot to %s failed", spool.path)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raftreg import cluster_init, config, errors, wire
+from raftreg import cli_verify, cluster_init, config, errors, wire
 from raftreg.cli_connection import (
     DONE,
     FAILED,
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add_connection(status)
     status.set_defaults(run=_status)
     _add_image(commands)
+    cli_verify.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
     return parser

@@ -433,9 +433,15 @@ class Client:
 
     async def peer_status(self, deadline_s: float = 2.0) -> dict[str, Document | errors.RegistryError]:
         """What every endpoint says, by URL; the error of those that do not answer in time."""
+        return await self.each("GET", "status", deadline_s=deadline_s)
+
+    async def each(
+        self, method: str, path: str, *, params: Mapping[str, Any] | None = None, deadline_s: float = 2.0
+    ) -> dict[str, Document | errors.RegistryError]:
+        """One request without a body to every endpoint, once, at the same time; answers or errors by URL."""
 
         async def ask(endpoint: _Endpoint) -> Document | errors.RegistryError:
-            attempt = _Attempt("GET", f"{wire.PREFIX}/status", None, None, dict(self._headers))
+            attempt = _Attempt(method, f"{wire.PREFIX}/{path}", _query(params), None, dict(self._headers))
             try:
                 return await self._once(attempt, endpoint, deadline_s)
             except errors.RegistryError as error:

@@ -90,7 +90,7 @@ class Damage:
         self._suspects = frozenset(peers)
 
     def forget(self, peer: str) -> None:
-        """The link to a peer is down: it is not counted on anyway, and it may come back with another disk."""
+        """A peer is back, maybe with another disk; while it was away it was not counted on anyway."""
         self._leaving.discard(peer)
         self._reported.pop(peer, None)
         self._suspects -= {peer}

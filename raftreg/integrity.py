@@ -21,7 +21,7 @@ class Integrity:
 
     def status(self) -> dict[str, Any]:
         return {
-            "digests": self._raft.digests.status(),
+            "digest": self._raft.digests.status(),
             "scrub": None if self._scrubber is None else self._scrubber.status(),
             "damage": self._raft.damage.found,
         }
@@ -45,6 +45,7 @@ class Integrity:
             "applied": self._raft.applied,
             "version": digests.version,
             "digests": {str(index): digest for index, digest in known.items()},
+            "errors": self.errors(),
             **self.status(),
         }
 

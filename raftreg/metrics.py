@@ -50,7 +50,7 @@ class _Integrity:
         self._damage = gauge("damage_found", "1 when data of this peer are known to be damaged.")
 
     def fill(self, integrity: dict[str, Any]) -> None:
-        digests, scrub = integrity["digests"], integrity["scrub"]
+        digests, scrub = integrity["digest"], integrity["scrub"]
         self._mismatches.set(digests["mismatches"])
         self._compared_index.set(digests["compared_index"])
         self._compared_age_s.set(_or_nan(digests["compared_age_s"]))

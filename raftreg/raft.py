@@ -217,6 +217,7 @@ class RaftNode:
     def link_up(self, peer: str) -> None:
         """Both directions to a voter are open."""
         self._up.add(peer)
+        self.damage.forget(peer)
         self.transport.link_up(self._nodes[peer])
 
     def link_down(self, peer: str) -> None:
@@ -224,7 +225,6 @@ class RaftNode:
         self._inbox = [item for item in self._inbox if item[0] != peer]
         self._rounds.forget(peer)
         self._full_peers.pop(peer, None)
-        self.damage.forget(peer)
         if peer == self.leader:
             self.snapshots.sender_lost()
         self._completions += self._forwarded.lost(peer)

@@ -162,7 +162,8 @@ class StateReader:
 class Store:
     """The open environment of one peer and its one writer. It knows rows, not Raft.
 
-    `sync=False` is for simulations alone: nothing reaches the disk by itself then.
+    `sync=False` is for simulations alone: nothing reaches the disk by itself then. With `read_only` nothing is written
+    and a store that is marked as damaged is opened too, for whoever wants to see why.
     """
 
     def __init__(
@@ -174,7 +175,9 @@ class Store:
         peers: Iterable[str] | None = None,
         cluster_id: str | None = None,
         sync: bool = True,
+        read_only: bool = False,
     ) -> None:
+        self._read_only = read_only
         self.path = store_path(data_dir)
         self.data_dir = Path(data_dir)
         if not (self.path / "data.mdb").exists():
@@ -205,8 +208,9 @@ class Store:
             readahead=False,
             meminit=False,
             sync=sync,
+            readonly=self._read_only,
         )
-        self.txn: lmdb.Transaction = self.env.begin(write=True)
+        self.txn: lmdb.Transaction = self.env.begin(write=not self._read_only)
 
     def _open(self, peer: str | None, peers: Iterable[str] | None, cluster_id: str | None) -> None:
         self._meta = self._open_db(b"meta")
@@ -221,7 +225,10 @@ class Store:
 
     def _open_db(self, name: bytes) -> Any:
         # Always with the open transaction: without one, py-lmdb would wait for the writer lock that we hold.
-        return self.env.open_db(name, txn=self.txn, create=True)
+        try:
+            return self.env.open_db(name, txn=self.txn, create=not self._read_only)
+        except lmdb.NotFoundError:
+            raise StoreError(f"{self.path} is of a peer that was never started; nothing is in it yet.") from None
 
     def _check_identity(self, peer: str | None, peers: Iterable[str] | None, cluster_id: str | None) -> Identity:
         row = self.txn.get(_IDENTITY, db=self._meta)
@@ -247,7 +254,7 @@ class Store:
         for key, value in self.txn.cursor(db=self._meta):
             unseal(bytes(key), bytes(value))
         reason = self.damage()
-        if reason is not None:
+        if reason is not None and not self._read_only:
             raise damaged(self.identity.peer, self.path, f"this peer stopped for good because {reason}")
 
     def check_log(self, entries: list[LogEntry], applied: Callable[[View], int]) -> None:

@@ -287,7 +287,9 @@ def test_when_the_third_is_back_it_decides_and_the_alarm_is_over(make_cluster: M
     for _ in range(2):
         a_period(cluster)
     assert cluster.dead.keys() == {"B"}
-    assert cluster.nodes["A"].damage.errors() == []
+    assert cluster.nodes["C"].damage.errors() == []
+    (reported,) = cluster.nodes["A"].damage.errors()
+    assert reported.startswith("peer B: its state at index"), "what the leader tells as long as B is away"
 
 
 def test_three_different_digests_are_an_alarm_and_nobody_stops(make_cluster: MakeCluster) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from raftreg import config, errors
@@ -25,6 +25,8 @@ _COMMON_INDEX_S = 10.0
 _LOOK_PERIOD_S = 0.1
 _AHEAD = 3
 """An index so many times as far ahead as the peers came between two looks is noted by all before they pass it."""
+_ANSWER_S = 5.0
+"""One answer of a peer that reads its rows at full speed."""
 _SCRUB_POLL_S = 0.5
 _SCRUB_SILENCE_S = 10.0
 """A peer that has not answered for so long while it was scrubbed is given up."""
@@ -119,7 +121,7 @@ async def compare(client: Client) -> Verification:
     """Ask all peers until there is an index at which each that answers knows its digest, for a bounded time."""
     deadline, wanted, before = time.monotonic() + _COMMON_INDEX_S, None, None
     while True:
-        answers = await client.each("GET", "digest", params={"index": wanted})
+        answers = await client.each("GET", "digest", params={"index": wanted}, deadline_s=_ANSWER_S)
         heard = [answer for answer in answers.values() if not isinstance(answer, errors.RegistryError)]
         index = common_index(heard)
         if index is not None or not heard or time.monotonic() > deadline:
@@ -139,45 +141,55 @@ def common_index(answers: list[dict[str, Any]]) -> int | None:
 
 async def _scrub(client: Client, *, quiet: bool) -> list[str]:
     """Have every peer read all its rows; returns what went wrong with that."""
-    started = await client.each("POST", "scrub")
-    passes = {url: answer["pass"] for url, answer in started.items() if not isinstance(answer, errors.RegistryError)}
-    heard_at = dict.fromkeys(passes, time.monotonic())
-    troubles = []
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f} of {task.total:.0f} rows"),
-        disable=quiet,
-        console=Console(stderr=True),
-    ) as progress:
-        bars = {url: progress.add_task(url, total=1) for url in passes}
-        while passes:
-            answers = await client.each("GET", "digest")
-            for url, number in list(passes.items()):
-                trouble = _follow(answers[url], number, progress, bars[url], url)
-                if isinstance(answers[url], errors.RegistryError):
-                    silent = time.monotonic() - heard_at[url] > _SCRUB_SILENCE_S
-                    trouble = f"{url} went away while it was scrubbed" if silent else None
-                else:
-                    heard_at[url] = time.monotonic()
-                if trouble is not None:
-                    del passes[url]
-                    troubles += [trouble] if trouble else []
-            if passes:
-                await asyncio.sleep(_SCRUB_POLL_S)
-    return troubles
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} rows"))
+    with Progress(*columns, disable=quiet, console=Console(stderr=True)) as progress:
+        peers: dict[str, _Scrubbed] = {}
+        while not peers or not all(peer.over for peer in peers.values()):
+            starting = not peers or any(peer.number is None and not peer.over for peer in peers.values())
+            # A peer that has begun joins the pass under way when it is asked once more.
+            answers = await client.each("POST", "scrub", deadline_s=_ANSWER_S) if starting else {}
+            for url, answer in answers.items():
+                peers.setdefault(url, _Scrubbed(url, progress)).begin(answer)
+            for url, answer in (await client.each("GET", "digest", deadline_s=_ANSWER_S)).items():
+                peers[url].follow(answer)
+            await asyncio.sleep(_SCRUB_POLL_S)
+    return [peer.trouble for peer in peers.values() if peer.trouble is not None]
 
 
-def _follow(answer: Answer, number: int, progress: Progress, bar: TaskID, url: str) -> str | None:
-    """Show how far a peer is: None while it reads, an empty string when it has finished, a sentence when it failed."""
-    if isinstance(answer, errors.RegistryError):
-        return None
-    scrub = answer["scrub"]
-    progress.update(bar, description=answer["name"], total=max(1, scrub["rows_total"]), completed=scrub["rows"])
-    if scrub["finished"] >= number:
-        progress.update(bar, completed=max(1, scrub["rows_total"]))
-        return ""
-    return f"{url} was started anew while it was scrubbed" if scrub["pass"] < number else None
+class _Scrubbed:
+    """One peer while it reads all its rows. `number` is that of its pass, once it has begun."""
+
+    def __init__(self, url: str, progress: Progress) -> None:
+        self._url, self._progress = url, progress
+        self._bar = progress.add_task(url, total=1)
+        self._heard_at = time.monotonic()
+        self.number: int | None = None
+        self.over = False
+        self.trouble: str | None = None
+
+    def begin(self, answer: Answer) -> None:
+        if self.number is None and not isinstance(answer, errors.RegistryError):
+            self.number = answer["pass"]
+
+    def follow(self, answer: Answer) -> None:
+        if isinstance(answer, errors.RegistryError):
+            if not self.over and time.monotonic() - self._heard_at > _SCRUB_SILENCE_S:
+                self._end(f"{self._url} was not scrubbed: {answer.message}")
+            return
+        self._heard_at = time.monotonic()
+        scrub = answer["scrub"]
+        total = max(1, scrub["rows_total"])
+        self._progress.update(self._bar, description=answer["name"], total=total, completed=scrub["rows"])
+        if self.number is None or self.over:
+            return
+        if scrub["finished"] >= self.number:
+            self._progress.update(self._bar, completed=total)
+            self._end(None)
+        elif scrub["pass"] < self.number:
+            self._end(f"{answer['name']} was started anew while it was scrubbed")
+
+    def _end(self, trouble: str | None) -> None:
+        self.over, self.trouble = True, trouble
 
 
 def _document(found: Verification) -> dict[str, Any]:

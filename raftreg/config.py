@@ -51,8 +51,8 @@ class Timing:
     transfer_max_s: float = 2.0
     # How often the leader has all peers compare the digests of their states; a few small messages each time.
     digest_period_s: float = 10.0
-    # Pause between two steps of the scrub (limits.scrub_*): with 200 rows a step some 2 % of a core, and five hours for
-    # a million images.
+    # Pause between two steps of the scrub (limits.scrub_*): with 200 rows a step about 1 % of a core, and five hours
+    # for a million images of 16 rows each.
     scrub_step_s: float = 0.25
     # A pass over a small database is over in seconds; rotting takes longer.
     scrub_pass_s: float = 3600.0

@@ -10,24 +10,18 @@ import time
 
 import uvloop
 
-from raftreg import api, certificates, queries, state_machine, state_scrub, tables
+from raftreg import api, certificates, queries, state_machine
 from raftreg.changefeed import Feed
 from raftreg.compaction import ChangeCompactor
 from raftreg.config import PeerConfig
-from raftreg.digests import StateChecks
 from raftreg.leases import LeaseKeeper
 from raftreg.metrics import PeerMetrics
 from raftreg.peer import Peer
+from raftreg.state_checks import STATE_CHECKS
 
 logger = logging.getLogger(__name__)
 
 _TRANSFER_POLL_S = 0.02
-STATE_CHECKS = StateChecks(
-    version=tables.DIGEST_VERSION,
-    digest=state_machine.digest,
-    begin_pass=state_scrub.Pass,
-    checked_rows=state_scrub.checked_rows,
-)
 
 
 def run(config: PeerConfig) -> int:

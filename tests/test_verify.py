@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import pytest
 
-from raftreg import cli, offline_check
+from raftreg import cli, cli_verify, offline_check
 from raftreg.cli_verify import Verification, common_index, compare
 from raftreg.client import Client
 from raftreg.errors import RegistryError, Unreachable
@@ -238,3 +239,25 @@ async def test_peers_that_are_away_are_not_verified() -> None:
         found = await compare(client)
     assert set(found.verdicts().values()) == {"away"}
     assert not found.sound
+
+
+async def test_a_peer_that_did_not_read_its_rows_is_a_trouble_and_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peer c is away the whole time; peer b was started anew."""
+    monkeypatch.setattr(cli_verify, "_SCRUB_SILENCE_S", 0.0)
+    monkeypatch.setattr(cli_verify, "_SCRUB_POLL_S", 0.01)
+    scrub = {"rows": 5, "rows_total": 9, "finished": 0, "pass": 1}
+    rounds = itertools.count()
+
+    async def each(_method: str, path: str, **_options: Any) -> dict[str, Any]:
+        away = Unreachable("c cannot be reached")
+        if path == "scrub":
+            return {"a": {"pass": 1}, "b": {"pass": 3}, "c": away}
+        finished = {**scrub, "finished": next(rounds)}
+        return {"a": {"name": "a", "scrub": finished}, "b": {"name": "b", "scrub": scrub}, "c": away}
+
+    client = Client(["https://127.0.0.1:1"])
+    monkeypatch.setattr(client, "each", each)
+    troubles = await cli_verify._scrub(client, quiet=True)
+    assert troubles == ["b was started anew while it was scrubbed", "c was not scrubbed: c cannot be reached"]

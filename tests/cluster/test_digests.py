@@ -4,8 +4,10 @@ majority of all voters nobody stops. Who is recovering, or answers for another i
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from raftreg.tables import View
 from tests.cluster import harness
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.harness import A_HEARTBEAT_LATER, SMALL_SNAPSHOTS, TIMING, Cluster, led_by_a, write
+from tests.cluster.test_random_faults import DiskSchedule
 
 PERIOD_S = 3.0
 LIMITS = replace(SMALL_SNAPSHOTS, digest_every_entries=4, digests_kept_max=8, log_keep_entries=1000)
@@ -143,6 +146,31 @@ def test_a_voter_keeps_a_bounded_number_of_digests_at_multiples(make_cluster: Ma
         assert len(noted) == LIMITS.digests_kept_max
         assert all(index % LIMITS.digest_every_entries == 0 for index in noted)
         assert node.digests.note_at == node.applied // 4 * 4 + 4
+
+
+@pytest.mark.parametrize(("names", "seed"), [("ABC", 1), ("ABC", 2), ("ABC", 3), ("ABCDE", 4)])
+def test_no_schedule_of_faults_makes_sound_voters_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str, seed: int
+) -> None:
+    """Crashes, replaced disks, snapshots, elections: what is compared at the same index is equal, each time."""
+    monkeypatch.setattr(harness, "TIMING", replace(TIMING, digest_period_s=0.2))
+    judge, judged = Digests._judge, Counter[str]()
+
+    def watched(self: Digests, index: int, digests: dict[str, str]) -> None:
+        judge(self, index, digests)
+        if self.mismatches:
+            judged["differed"] += 1
+        elif index in self.noted():
+            judged["agreed"] += 1
+
+    monkeypatch.setattr(Digests, "_judge", watched)
+    schedule = DiskSchedule(tmp_path, names, seed)
+    try:
+        schedule.run(800)
+    finally:
+        schedule.cluster.close()
+    assert judged["differed"] == 0
+    assert judged["agreed"] > 5
 
 
 # -- a minority ---------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Integrity:
 
     async def scrub(self, request: web.Request) -> web.Response:
         """{"pass": its number}: all rows are read again at once; `scrub.finished` of a digest tells when it is over."""
-        self._context.caller(request).require_role("operator")
+        self._context.caller(request).require_role("operator", "peer")
         number = self._soundness.scrub()
         if number is None:
             raise errors.NotFound("this peer has nothing to scrub", code="unknown_route")

@@ -168,15 +168,21 @@ class _Scrubbed:
         self.trouble: str | None = None
 
     def begin(self, answer: Answer) -> None:
-        if self.number is None and not isinstance(answer, errors.RegistryError):
+        if self.number is not None or self.over:
+            return
+        if not isinstance(answer, errors.RegistryError):
             self.number = answer["pass"]
+            self._heard_at = time.monotonic()
+        elif not isinstance(answer, errors.Indefinite | errors.Unavailable) or self._is_silent():
+            self._end(f"{self._url} was not scrubbed: {answer.message}")
 
     def follow(self, answer: Answer) -> None:
         if isinstance(answer, errors.RegistryError):
-            if not self.over and time.monotonic() - self._heard_at > _SCRUB_SILENCE_S:
+            if not self.over and self._is_silent():
                 self._end(f"{self._url} was not scrubbed: {answer.message}")
             return
-        self._heard_at = time.monotonic()
+        if self.number is not None:
+            self._heard_at = time.monotonic()
         scrub = answer["scrub"]
         total = max(1, scrub["rows_total"])
         self._progress.update(self._bar, description=answer["name"], total=total, completed=scrub["rows"])
@@ -187,6 +193,10 @@ class _Scrubbed:
             self._end(None)
         elif scrub["pass"] < self.number:
             self._end(f"{answer['name']} was started anew while it was scrubbed")
+
+    def _is_silent(self) -> bool:
+        """Whether it neither began nor, since it did, said how far it is."""
+        return time.monotonic() - self._heard_at > _SCRUB_SILENCE_S
 
     def _end(self, trouble: str | None) -> None:
         self.over, self.trouble = True, trouble

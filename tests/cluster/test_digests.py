@@ -166,11 +166,11 @@ def test_no_schedule_of_faults_makes_sound_voters_differ(
     monkeypatch.setattr(Digests, "_judge", watched)
     schedule = DiskSchedule(tmp_path, names, seed)
     try:
-        schedule.run(800)
+        schedule.run(1500)
     finally:
         schedule.cluster.close()
     assert judged["differed"] == 0
-    assert judged["agreed"] > 5
+    assert judged["agreed"] > 3
 
 
 # -- a minority ---------------------------------------------------------------------------------------------------

@@ -342,10 +342,13 @@ def test_two_of_three_that_agree_with_each_other_only_count_as_the_majority_that
     assert cluster.dead.keys() == {"A"}
 
 
+@pytest.mark.parametrize("rule", [True, False], ids=["rule-on", "rule-off"])
 def test_a_majority_is_one_of_all_voters_not_of_those_heard(
-    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, rule: bool
 ) -> None:
-    """A and C against B, with D and E away: two of five are none. Counting those heard would stop B."""
+    """A and C against B, while D and E count digests in another way: two of five are none. B must not stop for it."""
+    if not rule:
+        monkeypatch.setattr("raftreg.digests.majority_digest", lambda said, _all: majority_digest(said, len(said)))
     assert majority_digest({"A": "x", "C": "x", "B": "y"}, 5) is None
     assert majority_digest({"A": "x", "C": "x", "B": "y"}, 3) == "x"
     assert majority_digest({"A": "x", "B": "y"}, 2) is None
@@ -356,8 +359,8 @@ def test_a_majority_is_one_of_all_voters_not_of_those_heard(
         cluster.nodes[name].digests._checks = checks(version=2)
     for _ in range(3):
         a_period(cluster)
-    assert cluster.dead == {}, "digests of another version do not count either"
-    assert any("no majority" in error for error in cluster.nodes["B"].damage.errors())
+    assert list(cluster.dead) == ([] if rule else ["B"]), "digests of another version do not count either"
+    assert any("no majority" in error for error in cluster.nodes["A"].damage.errors()) is rule
 
 
 # -- never the last good quorum -----------------------------------------------------------------------------------
@@ -454,8 +457,14 @@ def test_a_single_voter_is_alarmed_and_goes_on(make_cluster: MakeCluster) -> Non
 # -- what does not count ------------------------------------------------------------------------------------------
 
 
-def test_a_recovering_voter_makes_no_majority_and_is_judged_by_it(make_cluster: MakeCluster) -> None:
-    """B and the recovering C agree against A, which leads: without B's rule A would stop on C's word."""
+@pytest.mark.parametrize("rule", [True, False], ids=["rule-on", "rule-off"])
+def test_a_recovering_voter_makes_no_majority(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, rule: bool
+) -> None:
+    """B and the recovering C agree against A, which leads: A is not condemned on C's word."""
+    if not rule:
+        on_digest = Digests.on_digest
+        monkeypatch.setattr(Digests, "on_digest", lambda *arguments, counts: on_digest(*arguments, counts=True))
     cluster = with_values(make_cluster)
     cluster.nodes["C"].begin_recovery("a test says so")
     cluster.nodes["A"]._goals["C"] = (1 << 40, 1)  # it does not catch up within this test
@@ -464,9 +473,20 @@ def test_a_recovering_voter_makes_no_majority_and_is_judged_by_it(make_cluster: 
     rot(cluster, "B", "C")
     for _ in range(3):
         a_period(cluster)
-    assert cluster.dead == {}
-    assert any("no majority" in error for error in cluster.nodes["A"].damage.errors())
-    assert majority_digest({"A": "x", "B": "y", "C": "y"}, 3) == "y", "so it would with C's vote"
+    assert cluster.dead == {}, "nor would it stop: with C recovering there is no quorum without it"
+    assert (cluster.nodes["A"].damage.found is None) is rule
+    assert any("no majority" in error for error in cluster.nodes["A"].damage.errors()) is rule
+
+
+def test_a_recovering_voter_that_differs_from_the_majority_is_damaged_too(make_cluster: MakeCluster) -> None:
+    cluster = with_values(make_cluster)
+    cluster.nodes["C"].begin_recovery("a test says so")
+    cluster.nodes["A"]._goals["C"] = (1 << 40, 1)
+    cluster.settle()
+    rot(cluster, "C")
+    for _ in range(3):
+        a_period(cluster)
+    assert cluster.dead.keys() == {"C"}
 
 
 def test_answers_and_verdicts_of_another_term_index_or_version_are_ignored(make_cluster: MakeCluster) -> None:

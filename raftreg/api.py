@@ -19,6 +19,7 @@ from raftreg.api_changes import Changes
 from raftreg.api_context import Context, Document, Leadership, Proposer, Reads
 from raftreg.api_forward import Forwarder
 from raftreg.api_images import Images
+from raftreg.api_integrity import Integrity, Soundness
 from raftreg.api_leader import Leader
 from raftreg.api_zones import Zones
 from raftreg.changefeed import Feed
@@ -51,6 +52,7 @@ def build_app(
     metrics: PeerMetrics,
     feed: Feed,
     leases: LeaseKeeper,
+    integrity: Soundness,
     forward_tls: ssl.SSLContext | None = None,
 ) -> web.Application:
     """The application of one peer; its services are at `app[CONTEXT]`. `forward_tls`, from
@@ -63,7 +65,10 @@ def build_app(
     forwarder = Forwarder(context, forward_tls)
     app = web.Application(middlewares=[_edge(context, forwarder)], client_max_size=config.limits.body_bytes_max)
     app[CONTEXT] = context
-    for handlers in (Images(context), Zones(context), Changes(context), Leader(context), _Peer(context)):
+    peer = _Peer(context)
+    for handlers in (
+        Images(context), Zones(context), Changes(context), Leader(context), Integrity(context, integrity), peer,
+    ):  # fmt: skip
         app.add_routes(handlers.routes())
     metrics.before_render.append(lambda: _fill(context))
 

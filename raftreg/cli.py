@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raftreg import cli_leader, cli_observer, cluster_init, config, errors, wire
+from raftreg import cli_leader, cli_observer, cli_verify, cluster_init, config, errors, wire
 from raftreg.cli_connection import (
     DONE,
     FAILED,
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_leader.add(commands)
     _add_image(commands)
     cli_observer.add(commands)
+    cli_verify.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
     return parser

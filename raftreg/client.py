@@ -28,7 +28,17 @@ import aiohttp
 import msgpack
 
 from raftreg import certificates, errors, wire
-from raftreg.client_requests import CONNECT_S, RETRY_MAX_S, RETRY_MIN_S, Attempt, Document, Requests, error_of, new_key
+from raftreg.client_requests import (
+    CONNECT_S,
+    RETRY_MAX_S,
+    RETRY_MIN_S,
+    Attempt,
+    Document,
+    Requests,
+    error_of,
+    new_key,
+    query_of,
+)
 from raftreg.config import TlsFiles
 from raftreg.endpoints import Endpoint
 
@@ -200,9 +210,15 @@ class Client(Requests):
 
     async def peer_status(self, deadline_s: float = 2.0) -> dict[str, Document | errors.RegistryError]:
         """What every endpoint says, by URL; the error of those that do not answer in time."""
+        return await self.each("GET", "status", deadline_s=deadline_s)
+
+    async def each(
+        self, method: str, path: str, *, params: Mapping[str, Any] | None = None, deadline_s: float = 2.0
+    ) -> dict[str, Document | errors.RegistryError]:
+        """One request without a body to every endpoint, once, at the same time; answers or errors by URL."""
 
         async def ask(endpoint: Endpoint) -> Document | errors.RegistryError:
-            attempt = Attempt("GET", f"{wire.PREFIX}/status", None, None, dict(self.headers))
+            attempt = Attempt(method, f"{wire.PREFIX}/{path}", query_of(params), None, dict(self.headers))
             try:
                 return await self.once(attempt, endpoint, deadline_s)
             except errors.RegistryError as error:

@@ -129,7 +129,7 @@ class Requests:
         attempt = Attempt(
             method,
             path if path.startswith(("/registry/", "/healthcheck")) else f"{wire.PREFIX}/{path.lstrip('/')}",
-            _query(params),
+            query_of(params),
             None if body is None else wire.pack(body),
             {**self.headers, **(headers or {})},
         )
@@ -271,7 +271,7 @@ def _decoded(data: bytes, answer: aiohttp.ClientResponse, attempt: Attempt) -> D
     return document
 
 
-def _query(params: Mapping[str, Any] | None) -> dict[str, str] | None:
+def query_of(params: Mapping[str, Any] | None) -> dict[str, str] | None:
     """Query parameters as text; None values are left out."""
     if not params:
         return None

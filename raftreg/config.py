@@ -49,6 +49,13 @@ class Timing:
     link_ping_s: float = 0.15
     # How long a transfer of the lead may take, and with it the stop of a leader; normally it is tens of milliseconds.
     transfer_max_s: float = 2.0
+    # How often the leader has all peers compare the digests of their states; a few small messages each time.
+    digest_period_s: float = 10.0
+    # Pause between two steps of the scrub (limits.scrub_*): with 200 rows a step about 1 % of a core, and five hours
+    # for a million images of 16 rows each.
+    scrub_step_s: float = 0.25
+    # A pass over a small database is over in seconds; rotting takes longer.
+    scrub_pass_s: float = 3600.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,17 @@ class Limits:
     # 200,000 images): 12 million rows go in half a minute.
     reclaim_rows_max: int = 4_000
     reclaim_whole_rows_max: int = 2_000_000
+
+    # -- integrity: every peer notes the digest of its state so often, a few microseconds each time...
+    digest_every_entries: int = 256
+    # ...and keeps so many, so that the last ones are known even at a peer that is some seconds ahead.
+    digests_kept_max: int = 64
+    # Rows and bytes that one step of the scrub reads: a few milliseconds without a turn.
+    scrub_step_rows: int = 200
+    scrub_step_bytes: int = 256 * KIB
+    # The same per tick of a pass that an operator waits for: heartbeats still leave in time.
+    scrub_fast_step_rows: int = 1_000
+    scrub_fast_step_bytes: int = 1 * MIB
 
     # -- links between peers: a frame holds a few entries; a link with more waiting is broken, never skipped.
     frame_bytes_max: int = 16 * MIB

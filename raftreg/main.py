@@ -17,6 +17,7 @@ from raftreg.config import PeerConfig
 from raftreg.leases import LeaseKeeper
 from raftreg.metrics import PeerMetrics
 from raftreg.peer import Peer
+from raftreg.state_checks import STATE_CHECKS
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         applied_index=state_machine.applied_index,
         on_commit=metrics.fsync_s.observe,
         after_turn=after_turn,
+        checks=STATE_CHECKS,
     )
     identity = peer.store.identity
     feed = Feed(peer.reads, epoch=identity.epoch, limits=config.limits)
@@ -76,6 +78,7 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         metrics=metrics,
         feed=feed,
         leases=leases,
+        integrity=peer.integrity,
         forward_tls=certificates.api_client_context(config.tls, observers=False) if config.api_tls else None,
     )
     await peer.start()
@@ -109,3 +112,4 @@ def _fill(metrics: PeerMetrics, peer: Peer) -> None:
     metrics.db_used_bytes.set(status["db"]["used_bytes"])
     metrics.db_file_bytes.set(status["db"]["file_bytes"])
     metrics.oldest_reader_s.set(peer.raft.snapshots.spool.reader_age_s())
+    metrics.integrity.fill(status["integrity"])

@@ -6,8 +6,10 @@ put a function into `before_render`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -33,6 +35,34 @@ class _Requests(Collector):
         for (route, status), count in self.tally.items():
             family.add_metric([route, str(status)], count)
         yield family
+
+
+class _Integrity:
+    """What comparing digests and reading all rows again has shown."""
+
+    def __init__(self, gauge: Callable[[str, str], Gauge]) -> None:
+        self._mismatches = gauge("digest_mismatches", "Comparisons since the start in which digests differed.")
+        self._compared_index = gauge("digest_compared_index", "Log index at which this peer last agreed.")
+        self._compared_age_s = gauge("digest_compared_age_seconds", "Age of that agreement; NaN: none since the start.")
+        self._progress = gauge("scrub_progress_ratio", "How far the scrub under way has read; 1 when none is.")
+        self._passes = gauge("scrub_passes", "Scrubs finished since the start.")
+        self._pass_age_s = gauge("scrub_pass_age_seconds", "Age of the last finished scrub; NaN: none since the start.")
+        self._damage = gauge("damage_found", "1 when data of this peer are known to be damaged.")
+
+    def fill(self, integrity: dict[str, Any]) -> None:
+        digests, scrub = integrity["digest"], integrity["scrub"]
+        self._mismatches.set(digests["mismatches"])
+        self._compared_index.set(digests["compared_index"])
+        self._compared_age_s.set(_or_nan(digests["compared_age_s"]))
+        self._damage.set(integrity["damage"] is not None)
+        if scrub is not None:
+            self._progress.set(min(1.0, scrub["rows"] / max(1, scrub["rows_total"])) if scrub["running"] else 1.0)
+            self._passes.set(scrub["finished"])
+            self._pass_age_s.set(_or_nan(scrub["finished_age_s"]))
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 class PeerMetrics:
@@ -63,6 +93,7 @@ class PeerMetrics:
         self.oldest_reader_s = gauge("oldest_reader_seconds", "Age of the oldest read transaction.")
         self.feed_consumers = gauge("feed_consumers", "Connected feed consumers.")
         self.requests_running = gauge("http_requests_running", "Requests that are being answered.")
+        self.integrity = _Integrity(gauge)
         self.proposals = Counter(
             "raftreg_proposals", "Commands offered to the log by outcome.", ["outcome"], registry=registry
         )

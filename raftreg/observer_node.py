@@ -11,8 +11,9 @@ from typing import Any
 from raftreg.engine import now
 from raftreg.raft import RaftNode
 
-FROM_VOTERS = frozenset({"append_entries", "read_index_reply"})
-"""What an observer heeds of a voter: log, snapshots and answers; nothing of elections."""
+FROM_VOTERS = frozenset({"append_entries", "read_index_reply", "digest_wanted", "digest_verdict", "damage_stop"})
+"""What an observer heeds of a voter: log, snapshots, answers and comparisons; nothing of elections."""
+_SAID = frozenset({"digest", "damage"})
 
 
 class ObserverNode(RaftNode):
@@ -40,7 +41,9 @@ class ObserverNode(RaftNode):
         return peer in self._nodes and kind in FROM_VOTERS
 
     def _say(self, peer: str, kind: str, **fields: Any) -> None:
-        """Nothing: what voters say to each other beside Raft concerns elections and promises."""
+        """What its state looks like; the rest of what voters say beside Raft concerns elections and promises."""
+        if kind in _SAID:
+            super()._say(peer, kind, **fields)
 
     def tell_storage(self, refusal: str | None) -> None:
         """Nobody's business: a full observer must not stop the writes of the group."""

@@ -19,8 +19,8 @@ from typing import Any
 from raftreg.config import Limits, Timing
 from raftreg.engine import now
 
-FROM_OBSERVERS = frozenset({"next_node_idx", "read_index"})
-"""What a voter heeds of an observer: how far its log is, and a question."""
+FROM_OBSERVERS = frozenset({"next_node_idx", "read_index", "digest", "damage"})
+"""What a voter heeds of an observer: how far its log is, a question, and what its state looks like."""
 _FULL = 1 << 62
 
 

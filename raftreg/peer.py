@@ -14,13 +14,16 @@ from typing import Any
 
 from raftreg import certificates
 from raftreg.config import PeerConfig, split_address
+from raftreg.digests import StateChecks
 from raftreg.engine import now
+from raftreg.integrity import Integrity
 from raftreg.leadership import Leadership
 from raftreg.observer_node import ObserverNode
 from raftreg.peer_links import PeerLinks
 from raftreg.proposer import Proposer
 from raftreg.raft import Apply, RaftNode
 from raftreg.reads import Reads
+from raftreg.scrub import Scrubber
 from raftreg.snapshots import Fatal
 from raftreg.store import Store, StoreError
 from raftreg.tables import View
@@ -66,6 +69,8 @@ def _wrong_kind(config: PeerConfig) -> str:
 class Peer:
     """A running voter, or observer where the configuration says so. `apply` and `applied_index` are the state machine;
     call `start` within a running loop.
+
+    With `checks` the state is verified: digests are compared with the other peers', and its rows are scrubbed.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Peer:
         on_commit: Callable[[float], None] = lambda _seconds: None,
         after_turn: Callable[[float], None] = lambda _seconds: None,
         runtime: Runtime = Runtime(),
+        checks: StateChecks | None = None,
     ) -> None:
         self.config, self._runtime = config, runtime
         self.store = Store(
@@ -100,6 +106,7 @@ class Peer:
             timing=config.timing,
             fatal=fatal,
             threaded_snapshots=runtime.threads,
+            checks=checks,
         )
         self.raft.on_commit = self._committed
         self.leadership = Leadership(self.raft, config.limits, config.timing, poke=self.poke, clock=now)
@@ -114,6 +121,7 @@ class Peer:
             waiting_max=config.limits.reads_waiting_max,
             deadline_s=config.limits.read_deadline_s,
         )
+        self.integrity = Integrity(self.raft, self._scrubber(checks))
         self._fatal, self._on_commit, self._after_turn = fatal, on_commit, after_turn
         self._turns: Turns | None = None
         self._slow_commits = 0
@@ -134,6 +142,17 @@ class Peer:
             limits=config.limits,
             timing=config.timing,
             poke=self.poke,
+        )
+
+    def _scrubber(self, checks: StateChecks | None) -> Scrubber | None:
+        if checks is None:
+            return None
+        return Scrubber(
+            self.store,
+            begin_pass=checks.begin_pass,
+            found=self.raft.damage.found_here,
+            limits=self.config.limits,
+            timing=self.config.timing,
         )
 
     def poke(self) -> None:
@@ -191,6 +210,7 @@ class Peer:
         self.leadership.expire()
         self.proposer.expire()
         self.reads.expire()
+        self.integrity.tick()
 
     # -- storage --------------------------------------------------------------------------------------------------
 
@@ -235,7 +255,12 @@ class Peer:
             # Those that are linked to this very peer; match is known to the leader alone.
             "observers": {name: {"connected": True, "match": raft.match_index(name)} for name in raft.observers},
             "membership_generation": self.store.identity.membership_generation,
-            "errors": [*self.links.refusals().values(), *filter(None, [self._full, raft.snapshots.trouble])],
+            "errors": [
+                *self.integrity.errors(),
+                *self.links.refusals().values(),
+                *filter(None, [self._full, raft.snapshots.trouble]),
+            ],
+            "integrity": self.integrity.status(),
             "proposals_pending": self.proposer.pending,
             "db": {
                 "used_bytes": self.store.used_bytes(),

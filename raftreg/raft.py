@@ -21,12 +21,14 @@ from pysyncobj.node import Node
 from raftreg import engine
 from raftreg.append_window import AppendWindow
 from raftreg.config import Limits, Timing
+from raftreg.damage import Damage
+from raftreg.digests import Digests, StateChecks
 from raftreg.engine import now
 from raftreg.journal import Journal
 from raftreg.observers import FROM_OBSERVERS, Observers
 from raftreg.positions import Hello, Positions
 from raftreg.read_rounds import Complete, ForwardedReads, Freshness, ReadRounds
-from raftreg.snapshots import Fatal, Snapshots
+from raftreg.snapshots import Fatal, Snapshots, unchecked_rows
 from raftreg.store import Store
 from raftreg.tables import View
 from raftreg.transport import (
@@ -81,6 +83,7 @@ class RaftNode:
         timing: Timing,
         fatal: Fatal,
         threaded_snapshots: bool = True,
+        checks: StateChecks | None = None,
     ) -> None:
         engine.assert_engine()
         self.store = store
@@ -96,6 +99,7 @@ class RaftNode:
         self.on_commit: Callable[[float], None] = lambda _seconds: None
 
         self.journal = Journal(store)
+        store.check_log(self.journal[:], applied_index)
         self.snapshots = Snapshots(
             store,
             self.journal,
@@ -104,6 +108,7 @@ class RaftNode:
             buffered=self.observers.waiting,
             fatal=self._fatal,
             threaded=threaded_snapshots,
+            checked_rows=checks.checked_rows if checks is not None else unchecked_rows,
         )
         self.transport = RaftTransport(self.snapshots, AppendWindow(limits.append_window_bytes), self.observers)
         self.transport.clock = now
@@ -130,11 +135,22 @@ class RaftNode:
         self._shared_at = float("-inf")
         self._full_peers: dict[str, str] = {}
         self._told_full = False
+        self.damage = Damage(self, self._say, end=self._fatal, hand_over_max_s=timing.transfer_max_s)
+        self.digests = Digests(
+            self,
+            self._say,
+            self.damage,
+            checks=checks,
+            linked=lambda: [*sorted(self._up), *self.observers],
+            limits=limits,
+            period_s=timing.digest_period_s,
+        )
 
         # An observer has no node of its own; it is not among the voters.
         self.core = engine.build(self, self._nodes.get(self.name), [self._nodes[p] for p in self.others], timing)
         self.observers.core = self.core
         self.core.resume(max(applied_index(store.view()), 1))
+        self.digests.begin()
         if not self.others and not self.recovering:
             self.core.election_deadline = 0  # nobody else could be the leader
         self._commit()
@@ -181,6 +197,10 @@ class RaftNode:
         """Whether a leader counts another voter as one that may have forgotten promises."""
         return peer in self._recovering_peers
 
+    def holds(self, peer: str, index: int) -> bool:
+        """Whether a leader knows that a voter is connected, does not recover and has the log up to `index`."""
+        return peer in self._up and peer not in self._recovering_peers and (self.match_index(peer) or 0) >= index
+
     def staleness_s(self) -> float | None:
         """Seconds since a quorum confirmed the leader whose commits up to then are applied here; None: never."""
         fresh_at = self._rounds.confirmed_at if self._leads_for_sure() else self._freshness.fresh_at
@@ -205,6 +225,7 @@ class RaftNode:
 
     def link_up(self, peer: str) -> None:
         """Both directions to a voter or observer are open."""
+        self.damage.forget(peer)
         if peer in self._nodes:
             self._up.add(peer)
             self.transport.link_up(self._nodes[peer])
@@ -244,6 +265,10 @@ class RaftNode:
         self._confirm_reads()
         self._finish_recovery()
         self._share()
+        self.digests.tick()
+        if self.snapshots.damage is not None:
+            self.damage.found_here(self.snapshots.damage)
+        self.damage.tick()
         if self._failed is not None:
             raise RuntimeError(self._failed)  # pysyncobj may have swallowed the exception that came with it
         self._release_appends()
@@ -324,12 +349,16 @@ class RaftNode:
         self.core.queue(payload, lambda result: self._completions.append((done, result)))
 
     def pump(self) -> None:
-        self.on_pump()
+        if not self.damage.stopping:
+            self.on_pump()
 
     def apply_entry(self, index: int, payload: bytes | None) -> Any:
         """Called by the core for every committed entry, in order."""
         try:
-            return self._apply(self.store.view(), index, payload)
+            result = self._apply(self.store.view(), index, payload)
+            if index == self.digests.note_at:
+                self.digests.note(index)
+            return result
         except Exception as error:
             logger.exception("entry %d cannot be applied", index)
             self._fatal(f"entry {index} cannot be applied: {error!r}")
@@ -342,6 +371,8 @@ class RaftNode:
         self.transport.confirmed_age = None
         self._goals.clear()
         self._full_peers.clear()
+        self.damage.reset()
+        self.digests.reset()
 
     def transfer_leadership(self, to: str | None = None) -> bool:
         """Ask a voter, by default the furthest, to take over; False when it lacks part of the log. Best effort."""
@@ -474,10 +505,10 @@ class RaftNode:
 
         `complete(index)`, or `complete(None)` when there is no leader to confirm it (a definite "try again").
         """
-        if self.is_leader:
+        if self.is_leader and not self.damage.stopping:
             self._rounds.ask(complete)
             return
-        leader = self.leader
+        leader = None if self.damage.stopping else self.leader
         number = self._forwarded.ask(leader, complete) if leader is not None and leader in self._up else None
         if leader is None or number is None:
             complete(None)
@@ -510,7 +541,7 @@ class RaftNode:
         def answer(index: int | None) -> None:
             self._send(peer, {"type": "read_index_reply", "id": number, "index": index})
 
-        if self.is_leader:
+        if self.is_leader and not self.damage.stopping:
             self._rounds.ask(answer, peer)
         else:
             answer(None)
@@ -623,4 +654,11 @@ _OWN_MESSAGES: dict[str, Callable[[RaftNode, str, Message], None]] = {
     "positions": RaftNode._on_positions,
     "caught_up": RaftNode._on_caught_up,
     "storage": RaftNode._on_storage,
+    "digest_wanted": lambda raft, peer, message: raft.digests.on_wanted(peer, message),
+    "digest": lambda raft, peer, message: raft.digests.on_digest(
+        peer, message, counts=peer in raft.others and peer not in raft._recovering_peers
+    ),
+    "digest_verdict": lambda raft, peer, message: raft.digests.on_verdict(peer, message),
+    "damage": lambda raft, peer, message: raft.damage.on_damage(peer, message),
+    "damage_stop": lambda raft, peer, message: raft.damage.on_stop(peer, message),
 }

@@ -18,12 +18,15 @@ import sys
 import time
 from pathlib import Path
 
+from raftreg.records import DamagedRecord
 from raftreg.snapshot_file import copy_to_spool
+from raftreg.state_scrub import checked_rows
 from raftreg.store import committed_state
 from raftreg.tables import read_head
 
 # A copy that does not notice its own deadline, as on a disk that hangs, is killed so long after it.
 _OVERDUE_S = 5.0
+_EXIT_DAMAGED = 65  # EX_DATAERR
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -39,6 +42,11 @@ class CopyProcess:
             cwd=_PACKAGE.parent,  # `-m` finds the very package that runs here
             stdin=subprocess.DEVNULL,
         )
+
+    @property
+    def damaged(self) -> bool:
+        """Whether what it read is not what was written; its message says what."""
+        return self._process.returncode == _EXIT_DAMAGED
 
     def succeeded(self) -> bool | None:
         """Whether the copy is complete; None while it is under way."""
@@ -62,12 +70,15 @@ def copy(data_dir: Path, path: Path, chunk_bytes: int, reader_max_s: float) -> N
     parent = os.getppid()
     with committed_state(data_dir) as reader:
         index = read_head(reader.view()).applied
-        copy_to_spool(reader, index, path, chunk_bytes, reader_max_s, lambda: os.getppid() == parent)
+        copy_to_spool(reader, index, path, chunk_bytes, reader_max_s, lambda: os.getppid() == parent, checked_rows)
 
 
 if __name__ == "__main__":
     _, directory, target, chunk, seconds = sys.argv
     try:
         copy(Path(directory), Path(target), int(chunk), float(seconds))
+    except DamagedRecord as damage:
+        print(f"a snapshot was not copied: {damage}", file=sys.stderr)
+        sys.exit(_EXIT_DAMAGED)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"a snapshot was not copied: {error}")

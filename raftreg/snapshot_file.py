@@ -26,6 +26,7 @@ import msgpack
 
 from raftreg.config import MIB
 from raftreg.store import LogEntry, StateReader
+from raftreg.tables import View
 
 Row = tuple[bytes, bytes]
 Chunk = tuple[bytes, int, int, bytes]
@@ -36,6 +37,15 @@ _ID_BYTES, _CHECKSUM_BYTES = 8, 16
 # What may wait in the page cache: gigabytes of it, once written back, make every fsync of the peers wait for seconds.
 _UNSYNCED_BYTES_MAX = 32 * MIB
 _ROWS_AT_ONCE = 64
+
+
+CheckedRows = Callable[[View, Iterator[Row]], Iterator[Row]]
+"""Passes all rows of a view on, and raises DamagedRecord where they are not what was written."""
+
+
+def unchecked_rows(_view: View, rows: Iterator[Row]) -> Iterator[Row]:
+    """For a state that has no digest."""
+    return rows
 
 
 class Malformed(ValueError):
@@ -52,6 +62,7 @@ def copy_to_spool(
     chunk_bytes: int,
     reader_max_s: float,
     go_on: Callable[[], bool] = lambda: True,
+    checked_rows: CheckedRows = unchecked_rows,
 ) -> None:
     """Write the state of one committed moment, which has applied `index`, to `path`.
 
@@ -61,7 +72,7 @@ def copy_to_spool(
     with path.open("wb") as file:
         writer = _Writer(file)
         writer.write(_HEADER, reader.log_entry(index), reader.log_entry(index - 1))
-        for rows in _batches(reader.rows(), chunk_bytes):
+        for rows in _batches(checked_rows(reader.view(), reader.rows()), chunk_bytes):
             writer.write_rows(rows)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"copying a snapshot took more than {reader_max_s} s; see snapshot_reader_max_s")

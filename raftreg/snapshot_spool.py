@@ -16,8 +16,19 @@ from typing import BinaryIO
 
 from raftreg.config import Limits
 from raftreg.engine import now
+from raftreg.records import DamagedRecord
 from raftreg.snapshot_copy import CopyProcess
-from raftreg.snapshot_file import Chunk, Content, Malformed, check, copy_to_spool, frame_end, read_chunk
+from raftreg.snapshot_file import (
+    CheckedRows,
+    Chunk,
+    Content,
+    Malformed,
+    check,
+    copy_to_spool,
+    frame_end,
+    read_chunk,
+    unchecked_rows,
+)
 from raftreg.store import Store
 from raftreg.tables import View
 
@@ -96,6 +107,7 @@ class SpoolReader:
 class SpoolKeeper:
     """Has a copy made when one is wanted, and says what became of it.
 
+    `damage` says what a copy has found to be wrong with this peer's own data.
     `applied_index(view)` tells the log index that a state has applied. `threaded=False` copies within `after_commit`
     (for simulation). `on_end` is called when the spool is no more, before its file goes.
     """
@@ -108,6 +120,7 @@ class SpoolKeeper:
         applied_index: Callable[[View], int],
         on_end: Callable[[], None],
         threaded: bool,
+        checked_rows: CheckedRows = unchecked_rows,
     ) -> None:
         self._store, self._limits = store, limits
         self._applied_index, self._on_end, self._threaded = applied_index, on_end, threaded
@@ -116,7 +129,9 @@ class SpoolKeeper:
         self._wanted = False
         self._not_before = float("-inf")
         self._removal: threading.Thread | None = None
+        self._checked_rows = checked_rows
         self.trouble: str | None = None
+        self.damage: str | None = None
         self._directory.mkdir(exist_ok=True)
         for leftover in self._directory.iterdir():
             leftover.unlink()
@@ -161,9 +176,18 @@ class SpoolKeeper:
     def _copy_here(self, spool: Spool, index: int) -> None:
         limits, reader = self._limits, self._store.begin_read()
         try:
-            copy_to_spool(reader, index, spool.path, limits.snapshot_chunk_bytes, limits.snapshot_reader_max_s)
+            copy_to_spool(
+                reader,
+                index,
+                spool.path,
+                limits.snapshot_chunk_bytes,
+                limits.snapshot_reader_max_s,
+                checked_rows=self._checked_rows,
+            )
             spool.read_header()
             self._copied(spool)
+        except DamagedRecord as error:
+            self._found_damage(str(error))
         except Exception as error:
             self.fail(f"copying a snapshot failed: {error!r}")
         finally:
@@ -184,6 +208,9 @@ class SpoolKeeper:
     def _follow_copy(self, spool: Spool, copy: CopyProcess) -> None:
         succeeded = copy.succeeded()
         try:
+            if copy.damaged:
+                self._found_damage("the rows are not what was written")
+                return
             if succeeded is False:
                 raise OSError("the process that copies ended early; its messages stand above")
             spool.read_header()
@@ -204,6 +231,11 @@ class SpoolKeeper:
         self.trouble = why
         self._not_before = now() + self._limits.snapshot_retry_s
         self.drop()
+
+    def _found_damage(self, what: str) -> None:
+        """A damaged state is not handed on; whoever waits for it gets it from another leader."""
+        self.damage = f"a copy of it for another peer failed: {what}"
+        self.fail(self.damage)
 
     def reader_age_s(self) -> float:
         """How long the copy under way has pinned pages of the database; 0 when there is none."""

@@ -22,12 +22,12 @@ from pysyncobj.config import SERIALIZER_STATE
 from raftreg.config import Limits
 from raftreg.engine import now
 from raftreg.journal import Journal
-from raftreg.snapshot_file import Chunk, Content, Malformed, copy_to_spool, is_first
+from raftreg.snapshot_file import CheckedRows, Chunk, Content, Malformed, copy_to_spool, is_first, unchecked_rows
 from raftreg.snapshot_spool import Spool, SpoolKeeper, SpoolReader
 from raftreg.store import LogEntry, Store
 from raftreg.tables import View
 
-__all__ = ["Fatal", "Held", "Snapshots", "copy_to_spool"]
+__all__ = ["Fatal", "Held", "Snapshots", "copy_to_spool", "unchecked_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ class Snapshots:
 
     `applied_index(view)` tells the log index that a state has applied; `buffered(peer)` the bytes waiting in the link
     to a peer; `fatal` ends the process: pysyncobj would swallow an exception here and acknowledge a snapshot that was
-    never installed. `threaded=False` copies within `after_commit` (for simulation).
+    never installed. `threaded=False` copies within `after_commit` (for simulation). `damage` says
+    what a copy has found to be wrong with this peer's own data.
     """
 
     def __init__(
@@ -78,11 +79,17 @@ class Snapshots:
         buffered: Callable[[str], int],
         fatal: Fatal,
         threaded: bool = True,
+        checked_rows: CheckedRows = unchecked_rows,
     ) -> None:
         self._store, self._journal, self._limits = store, journal, limits
         self._applied_index, self._buffered, self._fatal = applied_index, buffered, fatal
         self.spool = SpoolKeeper(
-            store, limits, applied_index=applied_index, on_end=self._close_senders, threaded=threaded
+            store,
+            limits,
+            applied_index=applied_index,
+            on_end=self._close_senders,
+            threaded=threaded,
+            checked_rows=checked_rows,
         )
         self._senders: dict[str, _Sender] = {}
         self._served: dict[str, _Served] = {}
@@ -95,6 +102,11 @@ class Snapshots:
         self.installed = 0
         self.sent = 0
         self._trouble: str | None = None
+
+    @property
+    def damage(self) -> str | None:
+        """What a copy has found to be wrong with this peer's own data."""
+        return self.spool.damage
 
     @property
     def trouble(self) -> str | None:

@@ -13,6 +13,7 @@ from raftreg.commands import NUMBER_MAX
 from raftreg.tables import (
     DIGEST_MODULUS,
     Row,
+    RowWatch,
     View,
     change_key,
     pack,
@@ -190,6 +191,49 @@ class Context:
             packed = bytes((packed[0] + 1,)) + packed[1:] + pack(body_name) + body
         self.insert(change_key(revision), packed)
         self.head.changes += 1
+
+
+class WatchedContext(Context):
+    """The same while a scrub is under way: its sum of the rows before its position follows every change."""
+
+    __slots__ = ("_watch",)
+
+    def __init__(self, view: View, watch: RowWatch) -> None:
+        super().__init__(view)
+        self._watch = watch
+
+    def insert(self, key: bytes, value: bytes) -> None:
+        before = self.head.rows_digest
+        super().insert(key, value)
+        self._follow(key, before)
+
+    def replace(self, key: bytes, old: bytes, value: bytes) -> None:
+        before = self.head.rows_digest
+        super().replace(key, old, value)
+        self._follow(key, before)
+
+    def delete(self, key: bytes) -> bool:
+        before = self.head.rows_digest
+        deleted = super().delete(key)
+        self._follow(key, before)
+        return deleted
+
+    def _follow(self, key: bytes, rows_digest_before: int) -> None:
+        if key < self._watch.position:
+            self._watch.total += self.head.rows_digest - rows_digest_before
+
+    def attempt(self, action: Callable[[], Ok]) -> Ok:
+        total = self._watch.total
+        try:
+            return super().attempt(action)
+        except Refused:
+            self._watch.total = total
+            raise
+
+
+def context(view: View) -> Context:
+    """What an entry on this view is applied with."""
+    return Context(view) if view.watch is None else WatchedContext(view, view.watch)
 
 
 def outcome(action: Callable[..., Ok], *arguments: Any) -> dict[str, Any]:

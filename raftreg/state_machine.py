@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raftreg.commands import COMPACT_ROWS_MAX, Invalid, validate
-from raftreg.state_context import Command, Context, Ok, Refused, outcome
+from raftreg.state_context import Command, Context, Ok, Refused, context, outcome
 from raftreg.state_images import create_image, delete_image, update_image
 from raftreg.state_keys import once
 from raftreg.state_numbers import allocate_ids, grant_block, seal_blocks
@@ -39,7 +39,7 @@ def apply(view: View, index: int, payload: bytes | None) -> list[Result]:
 
     `payload` is msgpack of [version, the leader's clock in microseconds, [command, ...]].
     """
-    ctx = Context(view)
+    ctx = context(view)
     if index <= ctx.head.applied:
         raise ValueError(f"entry {index} was applied already; the state is at {ctx.head.applied}")
     results: list[Result] = []

@@ -6,6 +6,9 @@ written since the last commit durable (LMDB syncs data pages, then the meta page
 Named databases: `meta` (fixed keys below), `log` (index -> term + entry), `state@G` (the whole replicated state of
 generation G; a table is a key prefix). A snapshot is installed into generation G+1 and becomes visible by one small
 change of `meta`; what a generation left behind is deleted in bounded steps.
+
+Rows of `meta` and `log` carry checksums (`raftreg.records`). All of them are verified when a store is opened, and what
+they say must fit together: a peer never serves from a disk that contradicts itself.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +25,12 @@ from typing import Any, cast
 import lmdb
 import msgpack
 
-from raftreg.tables import View
+from raftreg.records import DamagedRecord, LogEntry, log_entry, log_key, log_record, seal, unseal
+from raftreg.tables import RowWatch, View
+
+__all__ = ["Identity", "LogEntry", "StateReader", "Store", "StoreError", "initialise", "store_path"]
 
 FORMAT = 1
-_INDEX = struct.Struct(">Q")
 _NAMED_DATABASES_MAX = 16
 _READERS_MAX = 126
 
@@ -38,12 +42,19 @@ _GARBAGE = b"garbage"
 _RECOVERING = b"recovering"
 _RECOVERED = b"recovered"
 _POSITIONS = b"positions"
-
-LogEntry = tuple[bytes, int, int]
+_DAMAGE = b"damage"
 
 
 class StoreError(Exception):
     """The data directory cannot be used as it is; the message says what to do."""
+
+
+def damaged(peer: str | None, path: Path, what: str) -> StoreError:
+    """The error for a disk whose content contradicts itself."""
+    return StoreError(
+        f"the store of peer {peer or 'unknown'} in {path} is damaged: {what}. What is on this disk cannot be trusted: "
+        "check the disk, move this directory away and run `raftreg rejoin`."
+    )
 
 
 @dataclass(frozen=True)
@@ -96,9 +107,9 @@ def initialise(
     with lmdb.open(str(path), max_dbs=_NAMED_DATABASES_MAX, map_size=1 << 24) as env:
         meta = env.open_db(b"meta")
         with env.begin(write=True) as txn:
-            txn.put(_IDENTITY, msgpack.packb(_identity_to_row(identity)), db=meta)
-            if recovering:
-                txn.put(_RECOVERING, b"1", db=meta)
+            rows = {_IDENTITY: _identity_to_row(identity), **({_RECOVERING: True} if recovering else {})}
+            for key, value in rows.items():
+                txn.put(key, seal(key, msgpack.packb(value)), db=meta)
     for directory in (path, path.parent, path.parent.parent):
         _sync_directory(directory)
     return identity
@@ -164,11 +175,11 @@ class StateReader:
         return View(self._txn, self._state)
 
     def log_entry(self, index: int) -> LogEntry:
-        stored = self._txn.get(_INDEX.pack(index), db=self._log)
+        """Raises StoreError when it is missing, DamagedRecord when it is not what was written."""
+        stored = self._txn.get(log_key(index), db=self._log)
         if stored is None:
             raise StoreError(f"log entry {index} is not on disk although the state has applied it")
-        value = bytes(stored)
-        return value[_INDEX.size :], index, _INDEX.unpack_from(value)[0]
+        return log_entry(log_key(index), stored)
 
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
         """Every row of the state in key order. LMDB's own iterator: there are millions of rows."""
@@ -185,7 +196,8 @@ def committed_state(data_dir: Path) -> Iterator[StateReader]:
     path = str(store_path(data_dir))
     with lmdb.open(path, readonly=True, create=False, max_dbs=_NAMED_DATABASES_MAX) as env, env.begin() as txn:
         meta, log = (env.open_db(name, txn=txn, create=False) for name in (b"meta", b"log"))
-        generation = int(txn.get(_GENERATION, b"1", db=meta))
+        row = txn.get(_GENERATION, db=meta)
+        generation = 1 if row is None else int(msgpack.unpackb(unseal(_GENERATION, bytes(row))))
         state = env.open_db(b"state@%d" % generation, txn=txn, create=False)
         yield StateReader(txn, log, state, lambda: None)
 
@@ -193,7 +205,8 @@ def committed_state(data_dir: Path) -> Iterator[StateReader]:
 class Store:
     """The open environment of one peer and its one writer. It knows rows, not Raft.
 
-    `sync=False` is for simulations alone: nothing reaches the disk by itself then.
+    `sync=False` is for simulations alone: nothing reaches the disk by itself then. With `read_only` nothing is written
+    and a store that is marked as damaged is opened too, for whoever wants to see why.
     """
 
     def __init__(
@@ -205,7 +218,9 @@ class Store:
         peers: Iterable[str] | None = None,
         cluster_id: str | None = None,
         sync: bool = True,
+        read_only: bool = False,
     ) -> None:
+        self._read_only = read_only
         self.path = store_path(data_dir)
         self.data_dir = Path(data_dir)
         if not (self.path / "data.mdb").exists():
@@ -213,6 +228,21 @@ class Store:
                 f"{self.path} holds no registry store. Run `raftreg init` once for a new cluster, "
                 "or `raftreg rejoin` on a peer whose disk was replaced."
             )
+        self.row_watch: RowWatch | None = None
+        self._installing: tuple[int, Any] | None = None
+        self._read_generations: list[int] = []
+        self.want_commit = False
+        try:
+            self._open_environment(map_size_bytes, sync)
+            try:
+                self._open(peer, peers, cluster_id)
+            except BaseException:
+                self.close()
+                raise
+        except (DamagedRecord, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError) as error:
+            raise damaged(peer, self.path, str(error)) from error
+
+    def _open_environment(self, map_size_bytes: int, sync: bool) -> None:
         self.env = lmdb.open(
             str(self.path),
             map_size=map_size_bytes,
@@ -221,29 +251,33 @@ class Store:
             readahead=False,
             meminit=False,
             sync=sync,
+            readonly=self._read_only,
         )
-        self.txn: lmdb.Transaction = self.env.begin(write=True)
+        self.txn: lmdb.Transaction = self.env.begin(write=not self._read_only)
+
+    def _open(self, peer: str | None, peers: Iterable[str] | None, cluster_id: str | None) -> None:
         self._meta = self._open_db(b"meta")
         self._log = self._open_db(b"log")
         self.identity = self._check_identity(peer, peers, cluster_id)
-        self.generation = int(self.txn.get(_GENERATION, b"1", db=self._meta))
+        self._check_meta()
+        self.generation = int(self._get_packed(_GENERATION, 1))
         self._state = self._open_db(b"state@%d" % self.generation)
-        self._installing: tuple[int, Any] | None = None
-        self._read_generations: list[int] = []
-        self.want_commit = False
         self._garbage_generations: list[int] = self._get_packed(_GARBAGE, [])
         self._page_size = int(self.txn.stat(self._meta)["psize"])
         self._check_generation()
 
     def _open_db(self, name: bytes) -> Any:
         # Always with the open transaction: without one, py-lmdb would wait for the writer lock that we hold.
-        return self.env.open_db(name, txn=self.txn, create=True)
+        try:
+            return self.env.open_db(name, txn=self.txn, create=not self._read_only)
+        except lmdb.NotFoundError:
+            raise StoreError(f"{self.path} is of a peer that was never started; nothing is in it yet.") from None
 
     def _check_identity(self, peer: str | None, peers: Iterable[str] | None, cluster_id: str | None) -> Identity:
         row = self.txn.get(_IDENTITY, db=self._meta)
         if row is None:
             raise StoreError(f"{self.path} is an LMDB environment but not a registry store; point data_dir elsewhere.")
-        identity = _identity_from_row(bytes(row), self.path)
+        identity = _identity_from_row(unseal(_IDENTITY, bytes(row)), self.path)
         if peer is not None and peer != identity.peer:
             raise StoreError(
                 f"{self.path} belongs to peer {identity.peer!r}, but the configuration says {peer!r}; "
@@ -258,11 +292,43 @@ class Store:
             )
         return identity
 
+    def _check_meta(self) -> None:
+        """Every row of `meta`, also those that nobody asks for at start. Raises DamagedRecord, StoreError."""
+        for key, value in self.txn.cursor(db=self._meta):
+            unseal(bytes(key), bytes(value))
+        reason = self.damage()
+        if reason is not None and not self._read_only:
+            raise damaged(self.identity.peer, self.path, f"this peer stopped for good because {reason}")
+
+    def check_log(self, entries: list[LogEntry], applied: Callable[[View], int]) -> None:
+        """What log, hard state, commit index and state say of each other. Raises StoreError when it cannot be.
+
+        An empty log is one that Raft has not started yet.
+        """
+        try:
+            index = applied(self.view())
+        except Exception as error:
+            raise self.damaged(f"the head of the state cannot be read: {error}") from error
+        first, last, last_term = (entries[0][1], entries[-1][1], entries[-1][2]) if entries else (1, 1, 0)
+        term, commit = self.hard_state()[0], self.commit_index()
+        sentences = (
+            (first - 1 <= index <= last, f"the state has applied {index}, but the log holds {first} to {last}"),
+            (commit <= last, f"the commit index is {commit}, but the log ends at {last}"),
+            (last_term <= term, f"the log ends in term {last_term}, but the latest term known is {term}"),
+        )
+        for holds, sentence in sentences:
+            if not holds:
+                raise self.damaged(sentence)
+
+    def damaged(self, what: str) -> StoreError:
+        """The error for something on this disk that cannot be what was written."""
+        return damaged(self.identity.peer, self.path, what)
+
     # -- the transaction ------------------------------------------------------------------------------------------
 
     def view(self) -> View:
         """The current generation as the owner sees it: everything applied, synced or not."""
-        return View(self.txn, self._state)
+        return View(self.txn, self._state, self.row_watch)
 
     def commit(self) -> None:
         """Make everything written so far durable. Any exception means: stop the process, do not go on."""
@@ -279,10 +345,10 @@ class Store:
 
     def _get_packed(self, key: bytes, default: Any) -> Any:
         row = self.txn.get(key, db=self._meta)
-        return default if row is None else msgpack.unpackb(row)
+        return default if row is None else msgpack.unpackb(unseal(key, bytes(row)))
 
     def _put_packed(self, key: bytes, value: Any) -> None:
-        self.txn.put(key, msgpack.packb(value), db=self._meta)
+        self.txn.put(key, seal(key, msgpack.packb(value)), db=self._meta)
 
     def hard_state(self) -> tuple[int, str | None]:
         """(current term, name voted for in it)."""
@@ -303,7 +369,7 @@ class Store:
 
     def put_recovering(self, recovering: bool) -> None:
         if recovering:
-            self.txn.put(_RECOVERING, b"1", db=self._meta)
+            self._put_packed(_RECOVERING, True)
         else:
             self.txn.delete(_RECOVERING, db=self._meta)
         self.want_commit = True
@@ -323,29 +389,42 @@ class Store:
     def put_positions(self, positions: dict[str, tuple[int, int, str]]) -> None:
         self._put_packed(_POSITIONS, positions)
 
+    def damage(self) -> str | None:
+        """Why this store must never be served again; None while nothing is known to be wrong with it."""
+        return cast("str | None", self._get_packed(_DAMAGE, None))
+
+    def put_damage(self, reason: str) -> None:
+        """Durable with the next commit: from then on opening this store is refused."""
+        self._put_packed(_DAMAGE, reason)
+        self.want_commit = True
+
     # -- log ------------------------------------------------------------------------------------------------------
 
     def load_log(self) -> list[LogEntry]:
-        """All entries in order. Raises StoreError on a hole: such a log must never be served."""
+        """All entries in order. Raises StoreError on damage: such a log must never be served."""
         entries: list[LogEntry] = []
-        for key, value in self.txn.cursor(db=self._log):
-            index, term = _INDEX.unpack(key)[0], _INDEX.unpack_from(value)[0]
-            if entries and index != entries[-1][1] + 1:
-                raise StoreError(
-                    f"{self.path}: the log jumps from index {entries[-1][1]} to {index}; this disk lost data. "
-                    "Move the directory away and run `raftreg rejoin`."
-                )
-            entries.append((bytes(value[_INDEX.size :]), index, term))
+        previous, term = -1, 0
+        try:
+            for key, value in self.txn.cursor(db=self._log):
+                entry = log_entry(bytes(key), value)
+                if entries and entry[1] != previous + 1:
+                    raise self.damaged(f"the log jumps from index {previous} to {entry[1]}")
+                if entry[2] < term:
+                    raise self.damaged(f"the log goes back from term {term} to {entry[2]} at index {entry[1]}")
+                _, previous, term = entry
+                entries.append(entry)
+        except (DamagedRecord, lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+            raise self.damaged(str(error)) from error
         return entries
 
     def put_log(self, index: int, term: int, command: bytes) -> None:
-        if not self.txn.put(_INDEX.pack(index), _INDEX.pack(term) + command, db=self._log, append=True):
+        if not self.txn.put(log_key(index), log_record(index, term, command), db=self._log, append=True):
             raise StoreError(f"{self.path}: log entry {index} does not extend the log on disk")
 
     def delete_log(self, first: int, last: int) -> None:
         """Delete the entries first..last, both included; missing ones are fine."""
         for index in range(first, last + 1):
-            self.txn.delete(_INDEX.pack(index), db=self._log)
+            self.txn.delete(log_key(index), db=self._log)
 
     # -- snapshots: generations of the state ----------------------------------------------------------------------
 
@@ -380,7 +459,8 @@ class Store:
         garbage = [g for g in self._garbage_generations if g != number] + [self.generation]
         self._put_garbage(garbage)
         self.generation, self._state = number, database
-        self.txn.put(_GENERATION, b"%d" % number, db=self._meta)
+        self.row_watch = None  # it has watched the rows of the generation before
+        self._put_packed(_GENERATION, number)
         self.want_commit = True
 
     @property
@@ -439,6 +519,10 @@ class Store:
             stat = self.txn.stat(database)
             pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return int(pages) * self._page_size
+
+    def state_rows(self) -> int:
+        """How many rows the current generation of the state has."""
+        return int(self.txn.stat(self._state)["entries"])
 
     def file_bytes(self) -> int:
         return (self.path / "data.mdb").stat().st_size

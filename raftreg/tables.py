@@ -5,7 +5,7 @@ a backup and a generation flip copy or exchange the whole keyspace without knowi
 
 | prefix | key behind it | value |
 |---|---|---|
-| `!` | - | head: applied index, digest, time, counters |
+| `!` | - | head: checksum (crc32), then applied index, digest, time, counters |
 | `I` | number | image (the public map) |
 | `T` | number | tombstone of a deleted image: number and UUID are never used again |
 | `U` | uuid (16) | number, of images and tombstones |
@@ -22,6 +22,7 @@ a backup and a generation flip copy or exchange the whole keyspace without knowi
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -51,14 +52,31 @@ DIGESTED = frozenset(b"ITCBZGSRK")
 DIGEST_MODULUS = 1 << 128
 
 
+class RowWatch:
+    """Sum of the hashes of all canonical rows before `position`; apply keeps it true while rows change.
+
+    A scrub that recomputes the digest in many small steps needs no read transaction across them.
+    """
+
+    __slots__ = ("position", "total")
+
+    def __init__(self) -> None:
+        self.position = b""
+        self.total = 0
+
+
 class View:
-    """One generation of the state inside one LMDB transaction; cheap to make, never kept across an await."""
+    """One generation of the state inside one LMDB transaction; cheap to make, never kept across an await.
 
-    __slots__ = ("db", "txn")
+    `watch` is kept true by apply, where there is one.
+    """
 
-    def __init__(self, txn: lmdb.Transaction, db: lmdb._Database) -> None:
+    __slots__ = ("db", "txn", "watch")
+
+    def __init__(self, txn: lmdb.Transaction, db: lmdb._Database, watch: RowWatch | None = None) -> None:
         self.txn = txn
         self.db = db
+        self.watch = watch
 
     def get(self, key: bytes) -> bytes | None:
         value: Any = self.txn.get(key, None, self.db)
@@ -164,6 +182,10 @@ COUNTERS = (
 )  # fmt: skip
 
 
+class DamagedHead(Exception):
+    """The head is not what was written: the peer must stop, since digest and counters are in it."""
+
+
 class Head:
     """The hot numbers of the state in one row: read once and written once per entry.
 
@@ -207,6 +229,7 @@ class Head:
         ) = counters  # fmt: skip
 
 
+_CHECKSUM_BYTES = 4
 _EMPTY = [0, 1, 0, 1, *(0 for _ in COUNTERS[4:])]
 
 
@@ -215,14 +238,18 @@ def read_head(view: View) -> Head:
     row = view.get(HEAD)
     if row is None:
         return Head(0, 0, _EMPTY)
-    version, applied, rows_digest, counters = unpack(row)
+    packed = row[_CHECKSUM_BYTES:]
+    if int.from_bytes(row[:_CHECKSUM_BYTES], "big") != zlib.crc32(packed):
+        raise DamagedHead("it does not match its checksum")
+    version, applied, rows_digest, counters = unpack(packed)
     if version != FORMAT:
         raise ValueError(f"the state has format {version}, this release reads format {FORMAT}; upgrade this peer first")
     return Head(applied, int.from_bytes(rows_digest, "little"), counters)
 
 
 def write_head(view: View, head: Head) -> None:
-    view.put(HEAD, pack([FORMAT, head.applied, head.rows_digest.to_bytes(16, "little"), head.counters()]))
+    packed = pack([FORMAT, head.applied, head.rows_digest.to_bytes(16, "little"), head.counters()])
+    view.put(HEAD, zlib.crc32(packed).to_bytes(_CHECKSUM_BYTES, "big") + packed)
 
 
 # -- digest -------------------------------------------------------------------------------------------------------

@@ -55,6 +55,11 @@ _OWN_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "positions": {"positions": dict},
     "caught_up": {"term": int, "index": int},
     "storage": {"refusal": (str, NoneType)},
+    "digest_wanted": {"term": int, "index": int, "version": int},
+    "digest": {"term": int, "index": int, "version": int, "digest": str},
+    "digest_verdict": {"term": int, "index": int, "version": int, "digests": dict},
+    "damage": {"term": int, "index": int, "reason": str},
+    "damage_stop": {"term": int},
 }
 _VOTING = frozenset({"request_vote", "response_vote"})
 

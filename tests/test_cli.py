@@ -20,6 +20,7 @@ import lmdb
 import msgpack
 import pytest
 
+from raftreg.records import seal, unseal
 from tests.registry import free_ports
 
 COMMAND = [sys.executable, "-m", "raftreg.cli"]
@@ -162,8 +163,9 @@ def test_serve_refuses_a_store_of_a_newer_release(directory: Path) -> None:
     with lmdb.open(str(directory / "a" / "store"), max_dbs=4) as env:
         meta = env.open_db(b"meta")
         with env.begin(write=True) as txn:
-            identity = msgpack.unpackb(txn.get(b"identity", db=meta))
-            txn.put(b"identity", msgpack.packb({**identity, "format": identity["format"] + 1}), db=meta)
+            identity = msgpack.unpackb(unseal(b"identity", bytes(txn.get(b"identity", db=meta) or b"")))
+            newer = msgpack.packb({**identity, "format": identity["format"] + 1})
+            txn.put(b"identity", seal(b"identity", newer), db=meta)
     assert "newer release" in raftreg("serve", directory, status=1)
 
 

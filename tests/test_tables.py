@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,8 @@ def test_the_head_survives_being_written(tmp_path: Path) -> None:
 
 def test_a_state_of_a_newer_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with a_state(tmp_path) as view:
-        view.put(tables.HEAD, tables.pack([99, 0, b"", []]))
+        packed = tables.pack([99, 0, b"", []])
+        view.put(tables.HEAD, zlib.crc32(packed).to_bytes(4, "big") + packed)
         with pytest.raises(ValueError, match="upgrade this peer"):
             tables.read_head(view)
 
@@ -112,5 +114,5 @@ def test_every_table_is_either_digested_or_derived() -> None:
     assert {bytes((code,)) for code in tables.DIGESTED} == prefixes - derived
 
 
-def test_a_view_is_two_references() -> None:
-    assert View.__slots__ == ("db", "txn")
+def test_a_view_is_three_references() -> None:
+    assert View.__slots__ == ("db", "txn", "watch")

@@ -194,7 +194,7 @@ def test_a_number_that_was_issued_twice_is_found(life: Life) -> None:
     judge = Judge()
     ok = created(judge, life, "one")
     acknowledged(judge, "allocate", 7, {"first": ok["number"], "last": ok["number"]}, count=1)
-    with pytest.raises(Violation, match="belongs to|issued twice"):
+    with pytest.raises(Violation, match=r"belongs to|issued twice"):
         judge.nothing_lost(life.view)
 
 

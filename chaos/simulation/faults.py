@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from raftreg import errors
+
 if TYPE_CHECKING:
     from chaos.simulation.schedule import Schedule
 
@@ -144,14 +146,16 @@ def clock_jump(schedule: Schedule) -> bool:
 
 
 def transfer(schedule: Schedule) -> bool:
-    """Leadership is handed over."""
+    """An operator has the lead handed over, to a certain voter or to any; or its leader is about to stop."""
     leader = schedule.draw(schedule.world.leaders())
     if leader is None:
         return False
+    to = schedule.random.choice((None, *(peer.name for peer in schedule.world.voters)))
     with schedule.world.inside(leader), leader.loop.running():
-        if not leader.running.raft.transfer_leadership():
+        try:
+            leader.running.leadership.begin(to)
+        except errors.RegistryError:
             return False
-        leader.running.poke()
     schedule.world.note(f"{leader.name} hands over")
     return True
 

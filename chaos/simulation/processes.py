@@ -19,6 +19,7 @@ from raftreg.config import Limits, PeerConfig, Timing, TlsFiles
 from raftreg.engine import now
 from raftreg.leases import LeaseKeeper
 from raftreg.peer import Peer, Runtime
+from raftreg.state_checks import STATE_CHECKS
 from raftreg.tables import View
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ TIMING = Timing(
     link_silence_s=2.0,
     link_ping_s=0.5,
     transfer_max_s=3.0,
+    digest_period_s=3.0,
+    scrub_step_s=0.2,
+    scrub_pass_s=2.0,
 )
 
 
@@ -103,16 +107,18 @@ class Shape:
 
 
 class RegistryProcess(Process):
-    """A peer: the product's `Peer` with its leases and its compaction of changes."""
+    """A voter, or an observer where its name is not among the voters: the product's `Peer` with its leases, its
+    compaction of changes and its checks of the state."""
 
     def __init__(self, world: World, name: str, voters: tuple[str, ...], tls: TlsFiles, shape: Shape) -> None:
-        super().__init__(world, name, "peer")
+        self.observer = name not in voters
+        super().__init__(world, name, "observer" if self.observer else "peer")
         self.directory = world.directory / name
         self.voters = voters
         self.config = PeerConfig(
             name=name,
             data_dir=self.directory,
-            raft_listen=f"{name}:1",
+            raft_listen="" if self.observer else f"{name}:1",
             raft_peers={voter: f"{voter}:1" for voter in voters},
             api_listen="127.0.0.1:0",
             api_tls=True,
@@ -120,6 +126,7 @@ class RegistryProcess(Process):
             tls=tls,
             limits=shape.limits,
             timing=TIMING,
+            observer=self.observer,
         )
         self.peer: Peer | None = None
         self.leases: LeaseKeeper | None = None
@@ -146,6 +153,7 @@ class RegistryProcess(Process):
                 applied_index=state_machine.applied_index,
                 fatal=self._fatal,
                 runtime=Runtime(threads=False, sync=False, now_us=self.now_us),
+                checks=STATE_CHECKS,
             )
             self._watch_commits(self.peer)
             self.leases = LeaseKeeper(self.peer.proposer, self.peer.reads, peer_name=self.name, lease_s=15.0, clock=now)
@@ -212,7 +220,12 @@ class RegistryProcess(Process):
         """An empty store in place of the old one; `recovering` is what `raftreg rejoin` writes."""
         shutil.rmtree(self.directory)
         store.initialise(
-            self.directory, cluster_id=CLUSTER_ID, peer=self.name, peers=self.voters, recovering=recovering
+            self.directory,
+            cluster_id=CLUSTER_ID,
+            peer=self.name,
+            peers=self.voters,
+            recovering=recovering and not self.observer,
+            observer=self.observer,
         )
 
     def copy_disk(self) -> None:
@@ -242,11 +255,11 @@ class Templates:
     def copy(self, name: str, voters: tuple[str, ...], target: Path) -> None:
         source = self._directory / f"{len(voters)}-{name}"
         if not source.exists():
-            store.initialise(source, cluster_id=CLUSTER_ID, peer=name, peers=voters)
+            store.initialise(source, cluster_id=CLUSTER_ID, peer=name, peers=voters, observer=name not in voters)
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("lock.mdb"))
 
 
-def shape(*, keep_entries: int, chunk_bytes: int, batch_bytes: int, entry_bytes: int) -> Shape:
+def shape(*, keep_entries: int, chunk_bytes: int, batch_bytes: int, entry_bytes: int, window_bytes: int) -> Shape:
     """Limits under which a few hundred writes meet everything that a year of them would.
 
     An entry must stay below a batch: pysyncobj would split it, which nobody takes.
@@ -260,6 +273,10 @@ def shape(*, keep_entries: int, chunk_bytes: int, batch_bytes: int, entry_bytes:
         map_size_bytes=1 << 28,
         db_soft_limit_bytes=1 << 26,
         changes_keep_rows=200,
+        leader_wait_s=3.0,
+        append_window_bytes=window_bytes,
+        digest_every_entries=16,
+        scrub_step_rows=50,
         bootstrap_max_s=20.0,
     )
     return Shape(limits, batch_bytes)

@@ -49,6 +49,7 @@ class Mix:
     single_chunks: bool
     torn_rate: float
     gateways: int
+    observers: int
 
     @classmethod
     def drawn(cls, chance: random.Random, kinds: Sequence[str]) -> Mix:
@@ -66,10 +67,12 @@ class Mix:
                 chunk_bytes=chance.choice((256, 4096, 1 << 18)),
                 batch_bytes=SMALL_BATCH_BYTES if small else engine.APPEND_BATCH_BYTES,
                 entry_bytes=SMALL_BATCH_BYTES - 1 if small else Limits().entry_bytes_max,
+                window_bytes=chance.choice((1, 2000, Limits().append_window_bytes)),
             ),
             single_chunks=small,
             torn_rate=chance.choice((0.0, 0.0, 0.1)),
             gateways=gateways,
+            observers=chance.choice((0, 0, 1, 2)),
         )
 
 
@@ -108,7 +111,9 @@ class Schedule:
         self.outcome = Outcome(seed)
         self._batch_bytes = engine.APPEND_BATCH_BYTES
         engine.APPEND_BATCH_BYTES = self.mix.shape.append_batch_bytes
-        self.world.add_voters(tuple("ABCDEFG"[:voters]), self.mix.shape)
+        watching = self.mix.observers if observers is None else observers
+        names = tuple(f"O{number}" for number in range(1, watching + 1))
+        self.world.add_peers(tuple("ABCDEFG"[:voters]), names, self.mix.shape)
         hot: list[str] = []
         self.clients = [ApiClient(self.world, f"client-{number}", hot) for number in range(1, CLIENTS + 1)]
         self.gateways = [GatewayProcess(self.world, f"gateway-{n}", f"zone-{n}") for n in range(self.mix.gateways)]
@@ -222,8 +227,8 @@ class Schedule:
         self._mending.insert(0 if first else len(self._mending), mend)
 
     def may_lose(self, victim: RegistryProcess) -> bool:
-        """Whether a majority keeps its data when this one's is gone too."""
-        return len(self._behind | {victim.name}) * 2 <= len(self.world.voters)
+        """Whether a majority of the voters keeps its data when this one's is gone too."""
+        return victim.observer or len(self._behind | {victim.name}) * 2 <= len(self.world.voters)
 
     def is_remembered(self, victim: RegistryProcess, beyond: tuple[int, int]) -> bool:
         """Whether every other voter durably knows that this one holds more than what it would come back with."""
@@ -234,10 +239,11 @@ class Schedule:
         """The peer dies with its disk; another one is in its place when it starts again."""
         if victim.alive:
             victim.crash()
-        self._replaced.add(victim.name)
-        self._behind.add(victim.name)
-        self._recovering.discard(victim.name)
         change()
+        if not victim.observer:
+            self._replaced.add(victim.name)
+            self._behind.add(victim.name)
+            self._recovering.discard(victim.name)
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

@@ -76,9 +76,9 @@ class World:
 
     # -- who is there ---------------------------------------------------------------------------------------------
 
-    def add_voters(self, names: tuple[str, ...], shape: Shape) -> None:
-        for name in names:
-            process = RegistryProcess(self, name, names, self.tls, shape)
+    def add_peers(self, voters: tuple[str, ...], observers: tuple[str, ...], shape: Shape) -> None:
+        for name in (*voters, *observers):
+            process = RegistryProcess(self, name, voters, self.tls, shape)
             self.processes[name] = process
             process.make_disk()
 
@@ -88,7 +88,7 @@ class World:
 
     @property
     def voters(self) -> list[RegistryProcess]:
-        return [peer for peer in self.peers if peer.name in peer.voters]
+        return [peer for peer in self.peers if not peer.observer]
 
     def up(self) -> list[RegistryProcess]:
         return [peer for peer in self.peers if peer.alive]

@@ -26,13 +26,16 @@ T = TypeVar("T")
 
 STEPS = 2500
 ACKNOWLEDGED_MIN = 100
-# Where faults left too little, the schedule goes on without new ones until there is enough; then it counts as stuck.
-MORE_STEPS_MAX = 6000
-CONVERGE_ROUNDS_MAX = 4000
+# Where the drawn kinds of fault can't happen, others do, up to here.
+MORE_STEPS_MAX = 4000
+ROUNDS_MAX = 4000
 ROUND_S = 0.05
 KINDS_MIN, KINDS_MAX = 3, 8
 CLIENTS = 8
 CLOCK_STEPS_S = (0.02, 0.05, 0.05, 0.1, 0.1, 0.3)
+# How many of the events are the clock's: few, so that much happens between two heartbeats; more of them while nobody
+# leads, but not so many that the messages of an election come too late for it.
+CLOCK_RATE, ELECTION_CLOCK_RATE = 0.03, 0.36
 FAULT_RATES = (0.01, 0.02, 0.04)
 SMALL_BATCH_BYTES = 1024  # a few entries, so that a re-send is split
 MENDS_PER_FAULT = (1, 2, 4)
@@ -118,6 +121,7 @@ class Schedule:
         self.clients = [ApiClient(self.world, f"client-{number}", hot) for number in range(1, CLIENTS + 1)]
         self.gateways = [GatewayProcess(self.world, f"gateway-{n}", f"zone-{n}") for n in range(self.mix.gateways)]
         self.world.processes.update({process.name: process for process in (*self.clients, *self.gateways)})
+        self._election_clock_rate = ELECTION_CLOCK_RATE / len(self.world.peers)
         self._mending: list[Callable[[], None]] = []
         self._replaced: set[str] = set()
         self._behind: set[str] = set()  # voters whose new disk has not caught up yet
@@ -132,10 +136,10 @@ class Schedule:
         outcome, judge = self.outcome, self.world.judge
         try:
             self._begin()
-            while self.world.steps < steps:
-                self.step(faulty=True)
-            while self._too_little() and self.world.steps < steps + MORE_STEPS_MAX:
-                self.step(faulty=len(outcome.faults) < KINDS_MIN)
+            while self.world.steps < steps or self._too_few_faults():
+                self.step()
+            self._heal()
+            self._work_in_peace()
             self._converge()
             self._judge_the_end()
         except Violation as violation:
@@ -144,8 +148,8 @@ class Schedule:
         outcome.steps, outcome.acknowledged, outcome.reads = self.world.steps, judge.acknowledged, judge.reads
         return outcome
 
-    def _too_little(self) -> bool:
-        return self.world.judge.acknowledged < ACKNOWLEDGED_MIN or len(self.outcome.faults) < KINDS_MIN
+    def _too_few_faults(self) -> bool:
+        return len(self.outcome.faults) < KINDS_MIN and self.world.steps < MORE_STEPS_MAX
 
     def _begin(self) -> None:
         for peer in self.world.peers:
@@ -155,13 +159,13 @@ class Schedule:
 
     # -- one event ------------------------------------------------------------------------------------------------
 
-    def step(self, *, faulty: bool) -> None:
+    def step(self) -> None:
         """One event of the world, a fault or a mend; then the checks that cost little."""
         world, draw = self.world, self.random.random()
         world.steps += 1
-        if faulty and draw < self.mix.fault_rate:
+        if draw < self.mix.fault_rate:
             self._fault()
-        elif draw < self.mix.fault_rate + (self.mix.mend_rate if faulty else 0.2):
+        elif draw < self.mix.fault_rate + self.mix.mend_rate:
             self._mend()
         else:
             self._event()
@@ -169,7 +173,7 @@ class Schedule:
 
     def _event(self) -> None:
         world, draw = self.world, self.random.random()
-        if draw < (0.03 if world.leaders() else 0.12):
+        if draw < (CLOCK_RATE if world.leaders() else self._election_clock_rate):
             world.pass_time(self.random.choice(CLOCK_STEPS_S))
             return
         if draw < 0.50 and (streams := world.network.deliverable()):
@@ -276,21 +280,27 @@ class Schedule:
 
     def _converge(self) -> None:
         """Everything is mended: within a bounded time all peers agree, nobody recovers, every queue is drained."""
-        self._heal()
-        for _ in range(CONVERGE_ROUNDS_MAX):
-            self._fair_round()
-            if self._has_converged():
+        for worker in self.workers:
+            worker.stopping = True
+        self._until(self._has_converged, "converge")
+
+    def _work_in_peace(self) -> None:
+        """Where faults left too little time for work, the rest is done without them."""
+        self._until(lambda: self.world.judge.acknowledged >= ACKNOWLEDGED_MIN, "take writes")
+
+    def _until(self, done: Callable[[], bool], what: str) -> None:
+        for _ in range(ROUNDS_MAX):
+            if done():
                 return
+            self._fair_round()
         self.outcome.stuck = True
-        raise Violation(f"the cluster did not converge: {self._positions()}")
+        raise Violation(f"the cluster did not {what} although nothing is broken: {self._positions()}")
 
     def _heal(self) -> None:
         self.world.note("everything is mended")
         for mend in self._mending:
             mend()
         self._mending.clear()
-        for worker in self.workers:
-            worker.stopping = True
         for process in self.world.processes.values():
             process.paused_until = 0.0
         for peer in self.world.peers:

@@ -122,12 +122,12 @@ class SpoolKeeper:
             leftover.unlink()
 
     def ready(self, first_index: int) -> Spool | None:
-        """A spool to read from, of a moment behind the begin of the log. None: it is wanted from now on."""
+        """A spool to read from, behind which the log goes on. None: it is wanted from now on."""
         spool = self._spool
         if spool is not None and not spool.failed:
             if spool.index == 0:
                 return None
-            if spool.index > first_index:
+            if spool.index >= first_index:
                 return spool
         # None yet, failed, or so old that its reader would need another snapshot at once.
         if now() >= self._not_before:

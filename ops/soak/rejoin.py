@@ -55,9 +55,10 @@ class Writes:
 
     async def _writer(self, registry: Client) -> None:
         while not self.stopped:
-            due, self._next = self._next, self._next + 1 / self.rate
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            asked = max(due, time.monotonic() - 1.0)
+            due = max(self._next, time.monotonic())
+            self._next = due + 1 / self.rate
+            await asyncio.sleep(due - time.monotonic())
+            asked = time.monotonic()
             try:
                 await registry.create_image(**image(len(self.done)))
             except errors.RegistryError:

@@ -149,14 +149,20 @@ class SpoolKeeper:
             return
         spool = self._spool = Spool(self._directory / f"{index}-{random.randbytes(4).hex()}", now())
         if self._threaded:
+            self._copy_beside(spool)
+        else:
+            self._copy_here(spool, index)
+
+    def _copy_beside(self, spool: Spool) -> None:
+        try:
             spool.copy = CopyProcess(
                 self._store.data_dir,
                 spool.path,
                 chunk_bytes=self._limits.snapshot_chunk_bytes,
                 reader_max_s=self._limits.snapshot_reader_max_s,
             )
-        else:
-            self._copy_here(spool, index)
+        except OSError as error:
+            self.fail(f"no process can be started that copies a snapshot: {error}")
 
     def _copy_here(self, spool: Spool, index: int) -> None:
         limits, reader = self._limits, self._store.begin_read()

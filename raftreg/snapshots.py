@@ -197,12 +197,12 @@ class Snapshots:
 
     def getTransmissionData(self, node: Any) -> Transmission | None:
         """The next chunk for a peer, or None: not ready yet, or the link is full."""
-        sender = self._senders.get(node.id) or self._begin_sending(node.id)
-        if sender is None or sender.chunks_left == 0:
-            return None
-        if self._buffered(node.id) > self._limits.snapshot_send_buffer_max_bytes:
-            return None
         try:
+            sender = self._senders.get(node.id) or self._begin_sending(node.id)
+            if sender is None or sender.chunks_left == 0:
+                return None
+            if self._buffered(node.id) > self._limits.snapshot_send_buffer_max_bytes:
+                return None
             following = sender.reader.take()
         except (Malformed, OSError) as error:
             self.spool.fail(f"the spool of a snapshot cannot be read: {error!r}")

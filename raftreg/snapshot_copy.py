@@ -57,6 +57,10 @@ class CopyProcess:
             return None
         return status == 0
 
+    def wait(self) -> None:
+        """Until it has ended, which its deadline bounds."""
+        self._process.wait()
+
     def end(self) -> None:
         """Stop it if it is under way, and wait until it is gone. What it has written stays."""
         if self._process.poll() is None:

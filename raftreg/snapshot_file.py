@@ -11,6 +11,7 @@ Nothing here knows Raft or who reads the file: a peer that lags gets the chunks,
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import struct
@@ -244,10 +245,15 @@ def check(chunk: Chunk) -> None:
 
 def _open(chunk: Chunk) -> tuple[Any, ...]:
     check(chunk)
+    collects = gc.isenabled()
+    gc.disable()  # thousands of tuples without a cycle would set off collections that take as long as all the rest
     try:
         parts = msgpack.unpackb(chunk[3], use_list=False)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise Malformed(f"a chunk cannot be read: {error}") from error
+    finally:
+        if collects:
+            gc.enable()
     if type(parts) is not tuple or not parts:
         raise Malformed("a chunk holds nothing that is known")
     return parts

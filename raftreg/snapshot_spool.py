@@ -137,12 +137,12 @@ class SpoolKeeper:
             leftover.unlink()
 
     def ready(self, first_index: int) -> Spool | None:
-        """A spool to read from, of a moment behind the begin of the log. None: it is wanted from now on."""
+        """A spool to read from, behind which the log goes on. None: it is wanted from now on."""
         spool = self._spool
         if spool is not None and not spool.failed:
             if spool.index == 0:
                 return None
-            if spool.index > first_index:
+            if spool.index >= first_index:
                 return spool
         # None yet, failed, or so old that its reader would need another snapshot at once.
         if now() >= self._not_before:
@@ -164,14 +164,20 @@ class SpoolKeeper:
             return
         spool = self._spool = Spool(self._directory / f"{index}-{random.randbytes(4).hex()}", now())
         if self._threaded:
+            self._copy_beside(spool)
+        else:
+            self._copy_here(spool, index)
+
+    def _copy_beside(self, spool: Spool) -> None:
+        try:
             spool.copy = CopyProcess(
                 self._store.data_dir,
                 spool.path,
                 chunk_bytes=self._limits.snapshot_chunk_bytes,
                 reader_max_s=self._limits.snapshot_reader_max_s,
             )
-        else:
-            self._copy_here(spool, index)
+        except OSError as error:
+            self.fail(f"no process can be started that copies a snapshot: {error}")
 
     def _copy_here(self, spool: Spool, index: int) -> None:
         limits, reader = self._limits, self._store.begin_read()

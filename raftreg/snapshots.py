@@ -163,7 +163,7 @@ class Snapshots:
             "or raise the limit"
         )
         logger.error("%s", self._trouble)
-        self.stop_serving()
+        self._served.clear()
         self.spool.drop()
 
     def checkSerializing(self) -> tuple[int, int | None]:
@@ -182,10 +182,15 @@ class Snapshots:
         if served is None or matches is None:
             return
         served.needs = max(served.needs, matches)
-        newest = self._journal.last_index
-        if matches >= (self._oldest_to_keep(newest) + newest) // 2:
-            del self._served[peer]  # it has caught up well into what is kept for everybody
+        if self._is_close(matches):
+            del self._served[peer]
             self._trouble = None
+
+    def _is_close(self, index: int) -> bool:
+        """Whether a peer that has caught up to `index` needs no more of the log than half of what is kept anyway."""
+        behind = self._journal.last_index - index
+        behind_bytes = behind * self._journal.bytes // len(self._journal)
+        return 2 * behind <= self._limits.log_keep_entries and 2 * behind_bytes <= self._limits.log_keep_bytes
 
     def peer_lost(self, peer: str) -> None:
         """The link to a peer broke. For a while it may come back and take the rest."""
@@ -194,21 +199,22 @@ class Snapshots:
             self._served[peer].lost_at, self._served[peer].sent = now(), b""
 
     def stop_serving(self) -> None:
-        """Leadership is lost or gained. The spool stays for a while: whoever leads again has it ready."""
+        """Leadership is lost or gained. Spool and log stay for a while: whoever leads again has them ready."""
         self._close_senders()
-        self._served.clear()
+        for peer in list(self._served):
+            self.peer_lost(peer)
         self._heard.clear()
 
     # -- sending --------------------------------------------------------------------------------------------------
 
     def getTransmissionData(self, node: Any) -> Transmission | None:
         """The next chunk for a peer, or None: not ready yet, or the link is full."""
-        sender = self._senders.get(node.id) or self._begin_sending(node.id)
-        if sender is None or sender.chunks_left == 0:
-            return None
-        if self._buffered(node.id) > self._limits.snapshot_send_buffer_max_bytes:
-            return None
         try:
+            sender = self._senders.get(node.id) or self._begin_sending(node.id)
+            if sender is None or sender.chunks_left == 0:
+                return None
+            if self._buffered(node.id) > self._limits.snapshot_send_buffer_max_bytes:
+                return None
             following = sender.reader.take()
         except (Malformed, OSError) as error:
             self.spool.fail(f"the spool of a snapshot cannot be read: {error!r}")

@@ -44,6 +44,7 @@ class Writes:
     """Creates at a steady rate by a few writers; (when it was asked for, seconds it took)."""
 
     rate: float
+    images: int = 1  # created by each
     done: list[tuple[float, float]] = field(default_factory=list)
     refused: int = 0
     stopped: bool = False
@@ -55,11 +56,15 @@ class Writes:
 
     async def _writer(self, registry: Client) -> None:
         while not self.stopped:
-            due, self._next = self._next, self._next + 1 / self.rate
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            asked = max(due, time.monotonic() - 1.0)
+            due = max(self._next, time.monotonic())
+            self._next = due + 1 / self.rate
+            await asyncio.sleep(due - time.monotonic())
+            asked = time.monotonic()
             try:
-                await registry.create_image(**image(len(self.done)))
+                if self.images == 1:
+                    await registry.create_image(**image(len(self.done)))
+                else:
+                    await registry.batch([{"op": "create_image", **image(n)} for n in range(self.images)])
             except errors.RegistryError:
                 self.refused += 1
             else:
@@ -148,10 +153,10 @@ class Outcome:
         return self.same and self.back_s is not None and self.back_s <= BACK_MAX_S and self.growth <= GROWTH_MAX
 
 
-async def run(cluster: Cluster, rate: float) -> Outcome:
+async def run(cluster: Cluster, writes: Writes) -> Outcome:
     leader = await asyncio.to_thread(cluster.wait_leader)
     wiped = next(peer for peer in cluster.peers if peer != leader)
-    watch, writes = Watch(cluster), Writes(rate)
+    watch = Watch(cluster)
     async with client(cluster) as registry:
         tasks = [asyncio.create_task(writes.run(registry)), asyncio.create_task(watch.run())]
         started = time.monotonic()
@@ -239,13 +244,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.soak.rejoin", description=__doc__)
     parser.add_argument("stores", type=Path, help="directory of a cluster that ops.soak.images filled")
     parser.add_argument("--log-keep-entries", type=int, default=1000, help="so that a small registry needs a snapshot")
-    parser.add_argument("--rate", type=float, default=100.0, help="creates per second meanwhile (default 100)")
+    parser.add_argument("--rate", type=float, default=100.0, help="requests per second meanwhile (default 100)")
+    parser.add_argument("--batch", type=int, default=1, help="images in each of these requests (default 1)")
     options = parser.parse_args()
     with copied(options.stores) as base:
         cluster = Cluster(base, gateways={}, peer_limits={"log_keep_entries": options.log_keep_entries})
         cluster.start()
         try:
-            outcome = asyncio.run(run(cluster, options.rate))
+            outcome = asyncio.run(run(cluster, Writes(options.rate, options.batch)))
         finally:
             cluster.stop()
     back = "never" if outcome.back_s is None else f"after {outcome.back_s:.1f} s"

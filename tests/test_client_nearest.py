@@ -27,6 +27,7 @@ class Place:
         self.name, self.delay_s, self.leader = name, delay_s, leader
         self.asked: list[str] = []
         self.refusal: errors.RegistryError | None = None
+        self.is_observer = False
         self.start = "1.10"
         self.url = ""
         self.feed_ends = asyncio.Event()
@@ -38,6 +39,9 @@ class Place:
         self.asked.append(request.path_qs.removeprefix(wire.PREFIX))
         if self.refusal is not None:
             return self.document(self.refusal.to_wire(), self.refusal.http_status)
+        if self.is_observer and request.method != "GET":
+            refused = errors.NotLeader(self.leader)
+            return self.document(refused.to_wire(), refused.http_status)
         if request.path.endswith("/changes"):
             return await self.feed(request)
         if request.path.endswith("/bootstrap"):
@@ -120,6 +124,21 @@ async def test_reads_that_may_be_old_go_to_the_nearest_and_all_others_to_the_lea
         await client.allocate_ids(1)
         assert far.asked == ["/images/1?consistency=linearizable", "/ids"]
         assert middle.asked == []
+
+
+async def test_a_write_that_an_observer_refuses_goes_to_the_leader_that_it_names_and_then_always_there(
+    near_and_far: tuple[Place, Place, Place],
+) -> None:
+    near, middle, far = near_and_far
+    near.is_observer = middle.is_observer = True
+    async with Client([far.url, middle.url, near.url]) as client:
+        await measured(client)
+        client.endpoints.preferred = next(endpoint for endpoint in client.endpoints if endpoint.url == near.url)
+        assert await client.allocate_ids(1) == (1, 1)
+        forget(near, middle, far)
+        assert await client.allocate_ids(1) == (1, 1)
+        await client.get_image(1, consistency="stale")
+        assert (near.asked, middle.asked, far.asked) == (["/images/1?consistency=stale"], [], ["/ids"])
 
 
 @pytest.mark.parametrize(

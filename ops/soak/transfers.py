@@ -21,7 +21,8 @@ _BETWEEN = 60
 _MARGIN_S = 0.3
 
 
-async def run(transfers: int = TRANSFERS, stops: int = STOPS) -> Outcome:
+async def run(transfers: int = TRANSFERS) -> Outcome:
+    stops = -(-transfers * STOPS // TRANSFERS)
     outcome, by_command, took = Outcome("transfer"), [], []
     async with peers.running() as cluster, client_of(cluster) as operator, PlainClients(cluster) as clients:
         term = (await operator.status())["term"]

@@ -4,6 +4,7 @@ quorum, no refusal. Whatever they say or fail to say, the voters do what they wo
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from pysyncobj.node import Node
 from raftreg.observer_node import ObserverNode
 from raftreg.observers import Observers
 from raftreg.raft import RaftNode
+from raftreg.read_rounds import Freshness
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.harness import (
     A_HEARTBEAT_LATER,
@@ -391,6 +393,29 @@ def test_an_isolated_observer_tells_truly_how_old_its_state_is(make_cluster: Mak
     assert cluster.values("O") == cluster.values("A")
     assert after is not None
     assert after < 5 * A_HEARTBEAT_LATER
+
+
+@with_and_without_the_rule
+def test_an_observer_that_is_always_a_little_behind_is_no_older_than_that(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, rule: bool
+) -> None:
+    """Each heartbeat tells of a commit that it has not reached yet. What it reaches was told some seconds ago."""
+    if not rule:
+        monkeypatch.setattr("raftreg.read_rounds.Freshness.announce", keep_the_newest_alone)
+    cluster = observed(make_cluster, limits=A_TRICKLE)
+    write(cluster, "A", ["0123456789"] * 40)
+    for _ in range(120):
+        write(cluster, "A", ["0123456789"])
+        cluster.pump(rounds=1, step=A_HEARTBEAT_LATER)
+    behind = len(cluster.values("A")) - len(cluster.values("O"))
+    staleness = cluster.nodes["O"].staleness_s()
+    assert behind > 10
+    assert staleness is not None
+    assert (staleness < (behind + 10) * A_HEARTBEAT_LATER) is rule
+
+
+def keep_the_newest_alone(freshness: Freshness, commit_index: int, confirmed_at: float) -> None:
+    freshness._announced = deque([(commit_index, confirmed_at)])
 
 
 @with_and_without_the_rule

@@ -16,6 +16,9 @@ FORWARDED_MAX = 4096
 # Rounds of which the time is kept until they are confirmed; the oldest go first, which only makes a state look older.
 SENT_MAX = 4096
 
+# What a leader said that is not reached yet; a state that is further behind looks older by what did not fit.
+ANNOUNCED_MAX = 256
+
 Complete = Callable[[int | None], None]
 Completion = tuple[Complete, int | None]
 
@@ -135,14 +138,17 @@ class Freshness:
     """A follower's side: how old its state is, by the leader's word about its own confirmation."""
 
     def __init__(self) -> None:
-        self._announced: tuple[int, float] | None = None
+        self._announced: deque[tuple[int, float]] = deque()
         self.fresh_at: float | None = None
 
     def announce(self, commit_index: int, confirmed_at: float) -> None:
-        """The leader had committed up to `commit_index` when a quorum confirmed it at `confirmed_at` (our clock)."""
-        self._announced = (commit_index, confirmed_at)
+        """The leader had committed up to `commit_index` when a quorum confirmed it at `confirmed_at` (our clock).
+
+        All that waits is kept: with the newest alone, a state that is always a little behind would only grow older.
+        """
+        if len(self._announced) < ANNOUNCED_MAX:
+            self._announced.append((commit_index, confirmed_at))
 
     def note(self, applied: int) -> None:
-        if self._announced is not None and applied >= self._announced[0]:
-            self.fresh_at = max(self.fresh_at or 0.0, self._announced[1])
-            self._announced = None
+        while self._announced and applied >= self._announced[0][0]:
+            self.fresh_at = max(self.fresh_at or 0.0, self._announced.popleft()[1])

@@ -82,6 +82,17 @@ async def test_an_http_client_does_not_talk_to_what_is_no_peer(authority: Author
         await greet(certificates.server_context(impostor), certificates.api_client_context(mine))
 
 
+async def test_an_observer_serves_http_clients_but_gets_nothing_forwarded(authority: Authority, tmp_path: Path) -> None:
+    observer = certificates.server_context(issue(authority, tmp_path, Subject("o", "observer")))
+    mine = issue(authority, tmp_path, Subject("a", "peer"))
+    assert await greet(observer, certificates.api_client_context(mine)) == (
+        Subject("a", "peer"),
+        Subject("o", "observer"),
+    )
+    with pytest.raises(ssl.SSLError):
+        await greet(observer, certificates.api_client_context(mine, observers=False))
+
+
 async def test_old_tls_versions_are_refused(authority: Authority, tmp_path: Path) -> None:
     peer = issue(authority, tmp_path, Subject("a", "peer"))
     old = certificates.client_context(issue(authority, tmp_path, Subject("me", "client")))

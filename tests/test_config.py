@@ -72,6 +72,20 @@ def test_what_is_rendered_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert load(base, config.render(settings, base)) == settings
 
 
+OBSERVER = VALID.replace('name = "a"', 'name = "o"\nobserver = true').replace('[raft]\nlisten = "127.0.0.1:9590"\n', "")
+
+
+def test_an_observer_lists_the_voters_and_listens_for_none_of_them(tmp_path: Path) -> None:
+    settings = load(tmp_path, OBSERVER)
+    assert settings.observer
+    assert (settings.raft_listen, settings.cluster_peers) == ("", ("a", "b"))
+    assert load(tmp_path, config.render(settings, tmp_path.resolve())) == settings
+    with pytest.raises(ConfigError, match="lists the voters only"):
+        load(tmp_path, OBSERVER.replace('name = "o"', 'name = "a"'))
+    with pytest.raises(ConfigError, match=r"raft\.listen is not a known setting"):
+        load(tmp_path, VALID.replace('name = "a"', 'name = "o"\nobserver = true'))
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

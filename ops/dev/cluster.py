@@ -72,10 +72,17 @@ class Cluster:
         peer_limits: Mapping[str, Any] | None = None,
         gateway_limits: Mapping[str, int | float] | None = None,
         peer_timing: Mapping[str, float] | None = None,
+        observers: Sequence[str] = (),
     ) -> None:
         self.base = base
         self.wiring = Wiring(
-            base, tuple(peers), dict(gateways), peer_limits or {}, gateway_limits or {}, peer_timing or {}
+            base,
+            tuple(peers),
+            dict(gateways),
+            peer_limits or {},
+            gateway_limits or {},
+            peer_timing or {},
+            tuple(observers),
         )
         self.state_file = state_file or base / "cluster.json"
         self.processes: dict[str, Process] = {}
@@ -86,6 +93,10 @@ class Cluster:
     @property
     def peers(self) -> list[str]:
         return list(self.wiring.peers)
+
+    @property
+    def observers(self) -> list[str]:
+        return list(self.wiring.observers)
 
     @property
     def gateways(self) -> list[str]:
@@ -103,6 +114,9 @@ class Cluster:
         for peer in self.peers:
             config = self.wiring.peer_dir(peer) / "raftreg.toml"
             self._add(peer, ["-m", "raftreg.cli", "serve", "--config", str(config)], self.wiring.peer_dir(peer))
+        for observer in self.observers:
+            path = self.wiring.peer_dir(observer)
+            self._add(observer, ["-m", "raftreg.cli", "serve", "--observer", str(path)], path)
         for gateway in self.gateways:
             path = self.wiring.gateway_dir(gateway)
             self._add(gateway, ["-m", "zonegw.cli", "serve", "--config", str(path / "zonegw.toml")], path / "data")
@@ -113,6 +127,8 @@ class Cluster:
             self.prepare()
             self.start_processes(self.peers)
             self.wait_ready(self.peers, timeout_s)
+            self.start_processes(self.observers)
+            self.wait_ready(self.observers, timeout_s)
             self.start_processes(self.gateways)
             self.wait_ready(self.gateways, timeout_s)
         except BaseException:
@@ -146,7 +162,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Stop everything, those that ask before those that answer, and forget the state file."""
-        for name in (*self.gateways, *self.peers, PROXY):
+        for name in (*self.gateways, *self.observers, *self.peers, PROXY):
             if name in self.processes:
                 self.processes[name].stop()
         if self.links is not None and PROXY not in self.processes:
@@ -161,7 +177,8 @@ class Cluster:
             self._proxy_port.release()
 
     def wait_ready(self, names: Iterable[str], timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Wait until each of them serves all that it is for: a leader for peers, the registry for gateways."""
+        """Wait until each of them serves all that it is for: a leader for peers (and what it has told, for observers),
+        the registry for gateways."""
         for name in names:
             process = self.processes[name]
             ready = processes.wait_until(lambda name=name: self._is_ready_or_dead(name), timeout_s)  # type: ignore[misc]
@@ -173,14 +190,14 @@ class Cluster:
 
     def is_ready(self, name: str) -> bool:
         """Whether a process serves all that it is for, by its own word."""
-        if name in self.peers:
+        if name in (*self.peers, *self.observers):
             health = self.ask_peer(name, "/healthcheck")
             return health is not None and health.get("serves") == "linearizable"
         status = self.gateway_status(name)
         return status is not None and status.get("state") == "online"
 
     def ask_peer(self, peer: str, path: str) -> dict[str, Any] | None:
-        """A GET at one peer's API; None if it has no good answer."""
+        """A GET at the API of one peer or observer; None if it has no good answer."""
         context = certificates.client_context(self.wiring.operator_tls())
         return get_json(self.wiring.listen(f"api-{peer}"), path, context)
 
@@ -230,10 +247,29 @@ class Cluster:
         for name in self.wiring.links_of_peer(peer):
             self._proxied_links().heal(name)
 
+    def isolate_observer(self, observer: str, mode: proxies.Mode = "blackhole") -> None:
+        """Cut an observer off from the voters; clients still reach it."""
+        for name in self.wiring.links_of_observer(observer):
+            self._proxied_links().cut(name, mode=mode)
+
+    def delay_observer(self, observer: str, ms: int) -> None:
+        """Put an observer that far away from the voters, each way, until `heal_observer`."""
+        for name in self.wiring.links_of_observer(observer):
+            self._proxied_links().latency(name, ms)
+
+    def heal_observer(self, observer: str) -> None:
+        """Undo `isolate_observer` and `delay_observer`."""
+        for name in self.wiring.links_of_observer(observer):
+            self._proxied_links().heal(name)
+
+    def url(self, peer: str) -> str:
+        """The API of one peer or observer, without a proxy between."""
+        return f"https://{self.wiring.listen(f'api-{peer}')}"
+
     @property
     def registry_urls(self) -> list[str]:
         """The registry's API at each peer, without a proxy between."""
-        return [f"https://{self.wiring.listen(f'api-{peer}')}" for peer in self.peers]
+        return [self.url(peer) for peer in self.peers]
 
     @property
     def zones(self) -> dict[str, Zone]:

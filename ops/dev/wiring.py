@@ -3,7 +3,7 @@
 A peer or gateway *listens* on a port of its own and is *dialled* through a link where links are proxied. There is one
 link for each pair, so that one direction of one pair can be cut:
 
-    raft-A-B       peer A's Raft connection to peer B
+    raft-A-B       peer or observer A's Raft connection to peer B
     api-A-B        peer A forwards a write to peer B
     registry-G-B   gateway G asks peer B
     interzone-G    other zones fetch image data from gateway G
@@ -45,7 +45,7 @@ class WiringError(Exception):
 class Wiring:
     """The addresses of one cluster in `base`, and its files.
 
-    base/registry/         what `raftreg init` made: authority, peers, certificates
+    base/registry/         what `raftreg init` made: authority, peers, observers, certificates
     base/gateways/NAME/    zonegw.toml, tokens.json, token, data/
     """
 
@@ -55,6 +55,7 @@ class Wiring:
     peer_limits: Mapping[str, Any] = field(default_factory=dict)
     gateway_limits: Mapping[str, int | float] = field(default_factory=dict)
     peer_timing: Mapping[str, float] = field(default_factory=dict)
+    observers: Sequence[str] = ()
     _ports: dict[str, Reservation] = field(default_factory=dict)
 
     def listen(self, name: str) -> str:
@@ -87,8 +88,11 @@ class Wiring:
         """Make the registry's files once, and the configuration with this run's addresses every time."""
         if not (self.base / "initialised").exists():
             self._initialise()
+        for observer in self.observers:
+            if not self.peer_dir(observer).exists():
+                self._raftreg("observer", "add", str(self.registry), f"{observer}={self.listen(f'api-{observer}')}")
         dialled = self._dialled(links)
-        for peer in self.peers:
+        for peer in (*self.peers, *self.observers):
             self._write_peer(peer, dialled)
         for gateway in self.gateways:
             self._write_gateway(gateway, dialled)
@@ -101,13 +105,18 @@ class Wiring:
         # Left by an `init` that was interrupted: no peer has ever run on it.
         shutil.rmtree(self.registry, ignore_errors=True)
         self.base.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "raftreg.cli", "init", str(self.registry)]
+        plan = []
         for peer in self.peers:
-            command += ["--peer", f"{peer}={self.listen(f'raft-{peer}')},{self.listen(f'api-{peer}')}"]
+            plan += ["--peer", f"{peer}={self.listen(f'raft-{peer}')},{self.listen(f'api-{peer}')}"]
         for gateway, zone in self.gateways.items():
-            command += ["--gateway", f"{gateway}={zone}"]
+            plan += ["--gateway", f"{gateway}={zone}"]
+        self._raftreg("init", str(self.registry), *plan)
+        (self.base / "initialised").touch()
+
+    @staticmethod
+    def _raftreg(*arguments: str) -> None:
         done = subprocess.run(
-            command,
+            [sys.executable, "-m", "raftreg.cli", *arguments],
             cwd=ROOT,
             env=environment.clean(os.environ),
             stdin=subprocess.DEVNULL,
@@ -117,8 +126,8 @@ class Wiring:
             check=False,
         )
         if done.returncode != 0:
-            raise WiringError(f"'raftreg init' failed ({done.returncode}):\n{done.stdout.decode('utf-8', 'replace')}")
-        (self.base / "initialised").touch()
+            output = done.stdout.decode("utf-8", "replace")
+            raise WiringError(f"'raftreg {arguments[0]}' failed ({done.returncode}):\n{output}")
 
     def _dialled(self, links: Links | None) -> dict[str, str]:
         """Link name -> address to dial: the link's where links are proxied, else the listener's own."""
@@ -133,6 +142,7 @@ class Wiring:
             for other in self.peers:
                 if other != peer:
                     found |= {f"raft-{other}-{peer}": raft, f"api-{other}-{peer}": api}
+            found |= {f"raft-{observer}-{peer}": raft for observer in self.observers}
             found |= {f"registry-{gateway}-{peer}": api for gateway in self.gateways}
         return found | {f"interzone-{gateway}": self.listen(f"interzone-{gateway}") for gateway in self.gateways}
 
@@ -141,6 +151,10 @@ class Wiring:
         others = [other for other in self.peers if other != peer]
         pairs = [(peer, other) for other in others] + [(other, peer) for other in others]
         return [f"{kind}-{one}-{two}" for kind in ("raft", "api") for one, two in pairs]
+
+    def links_of_observer(self, observer: str) -> list[str]:
+        """The links from an observer to the voters."""
+        return [f"raft-{observer}-{peer}" for peer in self.peers]
 
     def links_of_zone(self, zone: str) -> list[str]:
         """The links that cut a zone off from the registry and from the other zones.
@@ -158,7 +172,7 @@ class Wiring:
         made = registry_config.load(path)
         changed = dataclasses.replace(
             made,
-            raft_listen=self.listen(f"raft-{peer}"),
+            raft_listen="" if made.observer else self.listen(f"raft-{peer}"),
             api_listen=self.listen(f"api-{peer}"),
             raft_peers=raft_peers,
             api_peers={other: f"https://{address}" for other, address in api_peers.items()},

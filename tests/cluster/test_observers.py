@@ -4,6 +4,7 @@ quorum, no refusal. Whatever they say or fail to say, the voters do what they wo
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 from pysyncobj.node import Node
 
 from raftreg.observer_node import ObserverNode
-from raftreg.observers import Observers
 from raftreg.raft import RaftNode
+from raftreg.read_rounds import Freshness
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.harness import (
     A_HEARTBEAT_LATER,
@@ -394,6 +395,29 @@ def test_an_isolated_observer_tells_truly_how_old_its_state_is(make_cluster: Mak
 
 
 @with_and_without_the_rule
+def test_an_observer_that_is_always_a_little_behind_is_no_older_than_that(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, rule: bool
+) -> None:
+    """Each heartbeat tells of a commit that it has not reached yet. What it reaches was told some seconds ago."""
+    if not rule:
+        monkeypatch.setattr("raftreg.read_rounds.Freshness.announce", keep_the_newest_alone)
+    cluster = observed(make_cluster, limits=A_TRICKLE)
+    write(cluster, "A", ["0123456789"] * 40)
+    for _ in range(120):
+        write(cluster, "A", ["0123456789"])
+        cluster.pump(rounds=1, step=A_HEARTBEAT_LATER)
+    behind = len(cluster.values("A")) - len(cluster.values("O"))
+    staleness = cluster.nodes["O"].staleness_s()
+    assert behind > 10
+    assert staleness is not None
+    assert (staleness < (behind + 10) * A_HEARTBEAT_LATER) is rule
+
+
+def keep_the_newest_alone(freshness: Freshness, commit_index: int, confirmed_at: float) -> None:
+    freshness._announced = deque([(commit_index, confirmed_at)])
+
+
+@with_and_without_the_rule
 def test_an_observer_that_hears_no_leader_for_an_election_knows_none(
     make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, rule: bool
 ) -> None:
@@ -453,82 +477,3 @@ def test_the_old_leader_answers_no_read_of_an_observer_that_alone_still_hears_it
     cluster.pump("AO", rounds=4, step=TIMING.leader_fallback_s)
     assert answers == [None]
     assert cluster.nodes["O"].leader is None
-
-
-# -- what a leader sends ------------------------------------------------------------------------------------------
-
-
-def waiting_bytes(cluster: Cluster, *names: str) -> int:
-    return sum(len(frame) for name in names for frame in cluster.queues[("A", name)])
-
-
-@with_and_without_the_rule
-def test_an_observer_that_takes_nothing_makes_its_leader_keep_little_more_than_the_bound(
-    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, rule: bool
-) -> None:
-    if not rule:
-        monkeypatch.setattr(Observers, "ration", lambda *_, **__: None)
-    bound = 2000
-    cluster = observed(make_cluster, limits=replace(LONG_LOG, snapshot_send_buffer_max_bytes=bound))
-    values = [f"{number:03}" + "x" * 500 for number in range(60)]
-    for value in values:
-        write(cluster, "A", [value])
-        cluster.pump("ABC", rounds=1, step=A_HEARTBEAT_LATER)
-    entries = [entry for message in cluster.in_flight("A", "O") for entry in message["entries"]]
-    assert (sum(len(entry[0]) for entry in entries) <= bound + 1000) is rule
-    run(cluster, rounds=100)
-    assert cluster.values("O") == values == cluster.values("B")
-    assert cluster.nodes["O"].snapshots.installed == 0
-
-
-@with_and_without_the_rule
-def test_observers_together_get_no_more_than_their_rate_and_each_gets_its_share(
-    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, rule: bool
-) -> None:
-    if not rule:
-        monkeypatch.setattr(Observers, "ration", lambda *_, **__: None)
-    cluster = observed(make_cluster, "OP", limits=A_TRICKLE)
-    write(cluster, "A", ["0123456789"] * 40)
-    sent = {"O": 0, "P": 0}
-    seconds = 30 * A_HEARTBEAT_LATER
-    for _ in range(30):
-        cluster.pump("ABC", rounds=1, step=A_HEARTBEAT_LATER)
-        for name in sent:
-            frames = cluster.deliver("A", name)
-            sent[name] += sum(len(entry[0]) for message in frames for entry in message["entries"])
-            cluster.deliver(name, "A")
-    # Each may overdraw by the one entry that used its share up.
-    assert (sum(sent.values()) <= A_TRICKLE.observers_bytes_per_s_max * seconds + 40) is rule
-    assert min(sent.values()) > 50
-    run(cluster, rounds=200)
-    assert cluster.values("O") == cluster.values("P") == cluster.values("B")
-
-
-@with_and_without_the_rule
-def test_a_rationed_snapshot_arrives_once_although_writes_go_on(
-    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, rule: bool
-) -> None:
-    """Entries that are written meanwhile must not have the observer paused: pysyncobj would break the snapshot off."""
-    if not rule:
-        ration = Observers.ration
-        monkeypatch.setattr(Observers, "ration", lambda *given, **_: ration(*given, receives_snapshot=False))
-    cluster = observed(
-        make_cluster, limits=replace(SMALL_SNAPSHOTS, log_keep_entries=60, observers_bytes_per_s_max=900)
-    )
-    cluster.crash("O")
-    write(cluster, "A", [f"{number:03}" + "x" * 40 for number in range(150)])
-    for _ in range(5):
-        run(cluster)
-    assert cluster.nodes["A"].journal.first_index > 2
-    cluster.start("O")
-    cluster.heal("O")
-    headers = 0
-    for number in range(200):
-        if number % 10 == 0:
-            write(cluster, "A", [f"late{number}", f"later{number}"])
-        cluster.turn("A")
-        sent = [message["serialized"][0] for message in cluster.in_flight("A", "O") if "serialized" in message]
-        headers += sum(chunk[1] == 0 for chunk in sent)
-        cluster.pump(rounds=1, step=A_HEARTBEAT_LATER)
-    assert (headers == 1) is rule
-    assert (cluster.nodes["O"].snapshots.installed == 1) is rule

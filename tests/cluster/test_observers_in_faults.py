@@ -16,7 +16,7 @@ from tests.cluster.test_random_faults import LIMITS, SMALL_BATCH_BYTES, STEPS, D
 
 SEEDS = 8
 # So little that observers are behind for much of a schedule.
-A_TRICKLE = replace(LIMITS, observers_bytes_per_s_max=2000)
+A_TRICKLE = replace(LIMITS, observers_bytes_per_s_max=5000)
 
 
 class ObservedSchedule(DiskSchedule):

@@ -240,7 +240,7 @@ def _scrub_state(answer: dict[str, Any]) -> str:
     if scrub is None or (not scrub["running"] and not scrub["finished"]):
         return "none yet"
     if scrub["running"] and not scrub["finished"]:
-        return f"first one, {100 * scrub['rows'] // max(1, scrub['rows_total'])} %"
+        return f"first: {100 * scrub['rows'] // max(1, scrub['rows_total'])} %"
     return f"{scrub['finished_age_s'] / 60:.0f} min ago"
 
 

@@ -87,6 +87,37 @@ def test_known_damage_and_troubles_of_a_scrub_are_not_sound_though_digests_agree
     assert not Verification(7, answers).sound
 
 
+def test_the_table_names_every_peer_with_its_verdict_and_what_is_known_of_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    begun: dict[str, Any] = {
+        "running": True,
+        "rows": 50,
+        "rows_total": 200,
+        "finished": 0,
+        "finished_age_s": None,
+        "findings": [],
+    }
+    done = {**begun, "running": False, "finished": 1, "finished_age_s": 120.0, "findings": ["row I:07 is wrong"]}
+    answers: dict[str, dict[str, Any] | RegistryError] = {
+        name: {**said(name, index_7=digest), "role": "follower", "scrub": scrub}
+        for name, digest, scrub in (("a", "x", begun), ("b", "y", done), ("c", "x", None))
+    }
+    answers["d"] = Unreachable("d cannot be reached")
+    cli_verify._show(Verification(7, answers))
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    assert rows == [
+        ["a", "follower", "9", "x", "first: 25 %", "deviates"],
+        ["b", "follower", "9", "y", "2 min ago", "deviates"],
+        ["c", "follower", "9", "x", "none yet", "deviates"],
+        ["d", "", "", "", "", "away"],
+    ]
+    assert "b: row I:07 is wrong" in shown
+    assert "d cannot be reached" in shown
+
+
 # -- online -------------------------------------------------------------------------------------------------------
 
 

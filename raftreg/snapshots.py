@@ -183,6 +183,7 @@ class Snapshots:
             return
         served.needs = max(served.needs, matches)
         if self._is_close(matches):
+            self._close_sender(peer)  # a recovering voter's success does not come to the transport
             del self._served[peer]
             self._trouble = None
 

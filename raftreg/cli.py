@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raftreg import cluster_init, config, errors, wire
+from raftreg import cli_peer, cluster_init, config, errors, wire
 from raftreg.cli_connection import (
     DONE,
     FAILED,
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show every peer: role, term, indexes, errors")
     add_connection(status)
     status.set_defaults(run=_status)
+    cli_peer.add(commands)
     _add_image(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)

@@ -82,7 +82,7 @@ def initialise(directory: Path, plan: Plan, *, offline: bool = False) -> str:
     Raises InitError when any listed peer has state: a directory here, or (unless `offline`) somebody who answers at
     one of its addresses.
     """
-    _check_plan(plan)
+    check_plan(plan)
     _refuse_existing(directory, plan)
     if not offline:
         _refuse_answering(plan.peers)
@@ -99,7 +99,8 @@ def initialise(directory: Path, plan: Plan, *, offline: bool = False) -> str:
     return cluster_id
 
 
-def _check_plan(plan: Plan) -> None:
+def check_plan(plan: Plan) -> None:
+    """Refuse voters, gateways and clients which make no sense together. Raises InitError."""
     names = [peer.name for peer in plan.peers]
     addresses = [address for peer in plan.peers for address in (peer.raft, peer.api)]
     for values, what in ((names, "peer"), (addresses, "address")):
@@ -132,14 +133,16 @@ def _refuse_existing(directory: Path, plan: Plan) -> None:
 
 def _refuse_answering(peers: Sequence[PlannedPeer]) -> None:
     addresses = [address for peer in peers for address in (peer.raft, peer.api)]
-    for address in asyncio.run(_answering(addresses)):
+    for address in asyncio.run(answering(addresses)):
         raise InitError(
             f"somebody answers at {address}: a peer of an existing cluster, or another program on that port. "
             "Stop it or choose other addresses; --offline skips this check."
         )
 
 
-async def _answering(addresses: Iterable[str]) -> list[str]:
+async def answering(addresses: Iterable[str]) -> list[str]:
+    """Those addresses at which somebody takes connections."""
+
     async def answers(address: str) -> bool:
         host, port = config.split_address(address)
         if port == 0:
@@ -161,7 +164,8 @@ def _make(directory: Path, plan: Plan, cluster_id: str) -> None:
     authority = certificates.create_authority(cluster_id)
     certificates.save_authority(authority, directory)
     for peer in plan.peers:
-        _make_peer(directory / peer.name, peer, plan.peers, authority, cluster_id)
+        settings = make_directory(directory / peer.name, peer, plan.peers, authority)
+        store.initialise(settings.data_dir, cluster_id=cluster_id, peer=peer.name, peers=settings.cluster_peers)
     for gateway, zone in plan.gateways.items():
         certificates.issue(authority, Subject(gateway, "gateway", zone), directory / GATEWAYS / gateway / "tls")
     certificates.issue(authority, Subject(OPERATOR, "operator"), directory / CLIENTS / OPERATOR / "tls")
@@ -169,9 +173,10 @@ def _make(directory: Path, plan: Plan, cluster_id: str) -> None:
         certificates.issue(authority, Subject(client, "client"), directory / CLIENTS / client / "tls")
 
 
-def _make_peer(
-    directory: Path, peer: PlannedPeer, peers: Sequence[PlannedPeer], authority: Authority, cluster_id: str
-) -> None:
+def make_directory(
+    directory: Path, peer: PlannedPeer, peers: Sequence[PlannedPeer], authority: Authority
+) -> PeerConfig:
+    """Make a peer's directory with certificate and configuration, and no store yet."""
     directory.mkdir(mode=0o700)
     hosts = [config.split_address(address)[0] for address in (peer.raft, peer.api)]
     tls = certificates.issue(authority, Subject(peer.name, "peer"), directory / "tls", hosts)
@@ -187,7 +192,7 @@ def _make_peer(
     )
     config.validate(settings)
     (directory / FILE_NAME).write_text(config.render(settings, directory), encoding="utf-8")
-    store.initialise(directory, cluster_id=cluster_id, peer=peer.name, peers=settings.cluster_peers)
+    return settings
 
 
 def rejoin(settings: PeerConfig) -> str:

@@ -199,7 +199,13 @@ class Peer:
             "peers": {
                 peer: {"connected": raft.is_connected(peer), "match": raft.match_index(peer)} for peer in raft.others
             },
-            "errors": [*self.links.refusals().values(), *([self._full] if self._full else [])],
+            "voters": {
+                "generation": self.store.identity.membership_generation,
+                "names": list(self.store.identity.peers),
+                "previous": list(self.store.identity.previous_peers),
+                "settled": raft.voters.settled,
+            },
+            "errors": [*filter(None, (*self.links.refusals().values(), self._full, raft.voters.waits_for()))],
             "proposals_pending": self.proposer.pending,
             "db": {
                 "used_bytes": self.store.used_bytes(),

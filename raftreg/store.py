@@ -15,7 +15,7 @@ import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +37,7 @@ _GARBAGE = b"garbage"
 _RECOVERING = b"recovering"
 _RECOVERED = b"recovered"
 _POSITIONS = b"positions"
+_VOTERS_MET = b"voters_met"
 
 LogEntry = tuple[bytes, int, int]
 
@@ -47,7 +48,8 @@ class StoreError(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """Who this store belongs to. Written once by `initialise`, compared at every start."""
+    """Who this store belongs to. Written by `initialise`, compared at every start; `raftreg peer replace` and
+    `raftreg recover` write another one while the peer is stopped (`previous_peers`: see `raftreg.voter_set`)."""
 
     format: int
     cluster_id: str
@@ -56,10 +58,19 @@ class Identity:
     peers: tuple[str, ...]
     store_id: str
     membership_generation: int = 1
+    previous_peers: tuple[str, ...] = ()
 
 
 def initialise(
-    data_dir: Path, *, cluster_id: str, peer: str, peers: Iterable[str], epoch: int = 1, recovering: bool = False
+    data_dir: Path,
+    *,
+    cluster_id: str,
+    peer: str,
+    peers: Iterable[str],
+    epoch: int = 1,
+    recovering: bool = False,
+    membership_generation: int = 1,
+    previous_peers: Iterable[str] = (),
 ) -> Identity:
     """Create an empty store. With `recovering` the peer neither votes nor stands until it has caught up.
 
@@ -73,35 +84,32 @@ def initialise(
         )
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
-    identity = Identity(FORMAT, cluster_id, epoch, peer, tuple(sorted(peers)), secrets.token_hex(8))
+    identity = Identity(
+        FORMAT,
+        cluster_id,
+        epoch,
+        peer,
+        tuple(sorted(peers)),
+        secrets.token_hex(8),
+        membership_generation,
+        tuple(sorted(previous_peers)),
+    )
     if peer not in identity.peers:
         raise StoreError(f"peer {peer!r} is not one of the cluster's peers {', '.join(identity.peers)}")
     with lmdb.open(str(path), max_dbs=_NAMED_DATABASES_MAX, map_size=1 << 24) as env:
         meta = env.open_db(b"meta")
         with env.begin(write=True) as txn:
-            txn.put(_IDENTITY, msgpack.packb(_identity_to_row(identity)), db=meta)
+            txn.put(_IDENTITY, msgpack.packb(asdict(identity)), db=meta)
             if recovering:
                 txn.put(_RECOVERING, b"1", db=meta)
     for directory in (path, path.parent, path.parent.parent):
-        _sync_directory(directory)
+        sync_directory(directory)
     return identity
 
 
 def store_path(data_dir: Path) -> Path:
     """Where the LMDB environment of a data directory lies."""
     return Path(data_dir) / "store"
-
-
-def _identity_to_row(identity: Identity) -> dict[str, Any]:
-    return {
-        "format": identity.format,
-        "cluster_id": identity.cluster_id,
-        "epoch": identity.epoch,
-        "peer": identity.peer,
-        "peers": list(identity.peers),
-        "store_id": identity.store_id,
-        "membership_generation": identity.membership_generation,
-    }
 
 
 def _identity_from_row(row: bytes, path: Path) -> Identity:
@@ -111,10 +119,12 @@ def _identity_from_row(row: bytes, path: Path) -> Identity:
             f"{path} was written by a newer release (format {fields['format']}, this release reads up to {FORMAT}); "
             "start that release, or a newer one, on it."
         )
-    return Identity(**{**fields, "peers": tuple(fields["peers"])})
+    lists = {name: tuple(fields.get(name, ())) for name in ("peers", "previous_peers")}
+    return Identity(**{**fields, **lists})
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -151,7 +161,8 @@ class StateReader:
 class Store:
     """The open environment of one peer and its one writer. It knows rows, not Raft.
 
-    `sync=False` is for simulations alone: nothing reaches the disk by itself then.
+    `sync=False` is for simulations alone: nothing reaches the disk by itself then. With `readonly` it is another
+    process's store at one committed moment, whose pages it pins until `close`: for tools beside a peer that runs.
     """
 
     def __init__(
@@ -163,6 +174,7 @@ class Store:
         peers: Iterable[str] | None = None,
         cluster_id: str | None = None,
         sync: bool = True,
+        readonly: bool = False,
     ) -> None:
         self.path = store_path(data_dir)
         self.data_dir = Path(data_dir)
@@ -179,8 +191,10 @@ class Store:
             readahead=False,
             meminit=False,
             sync=sync,
+            readonly=readonly,
         )
-        self.txn: lmdb.Transaction = self.env.begin(write=True)
+        self._readonly = readonly
+        self.txn: lmdb.Transaction = self.env.begin(write=not readonly)
         self._meta = self._open_db(b"meta")
         self._log = self._open_db(b"log")
         self.identity = self._check_identity(peer, peers, cluster_id)
@@ -195,7 +209,7 @@ class Store:
 
     def _open_db(self, name: bytes) -> Any:
         # Always with the open transaction: without one, py-lmdb would wait for the writer lock that we hold.
-        return self.env.open_db(name, txn=self.txn, create=True)
+        return self.env.open_db(name, txn=self.txn, create=not self._readonly)
 
     def _check_identity(self, peer: str | None, peers: Iterable[str] | None, cluster_id: str | None) -> Identity:
         row = self.txn.get(_IDENTITY, db=self._meta)
@@ -212,7 +226,8 @@ class Store:
         if peers is not None and tuple(sorted(peers)) != identity.peers:
             raise StoreError(
                 f"{self.path} belongs to a cluster of {', '.join(identity.peers)}, but the configuration lists "
-                f"{', '.join(sorted(peers))}; the set of voters is fixed, only their addresses may change."
+                f"{', '.join(sorted(peers))}; the set of voters changes only by `raftreg peer replace`. If that was "
+                "interrupted, run it again with the same peers."
             )
         return identity
 
@@ -266,6 +281,24 @@ class Store:
             self.txn.delete(_RECOVERING, db=self._meta)
         self.want_commit = True
 
+    def put_identity(self, identity: Identity) -> None:
+        """Another voter set or epoch, for a stopped peer; effective with the commit."""
+        self._put_packed(_IDENTITY, asdict(identity))
+        self.identity = identity
+
+    def voters_met(self) -> tuple[int, int, int] | None:
+        """(term, log term, log index) below which this voter elects nobody, once it has met a majority of the voter
+        set before; None until then. It is of the present epoch and generation, or none."""
+        row = self._get_packed(_VOTERS_MET, None)
+        if row is None or tuple(row[0]) != (self.identity.epoch, self.identity.membership_generation):
+            return None
+        return int(row[1]), int(row[2]), int(row[3])
+
+    def put_voters_met(self, term: int, log_term: int, log_index: int) -> None:
+        of = (self.identity.epoch, self.identity.membership_generation)
+        self._put_packed(_VOTERS_MET, (of, term, log_term, log_index))
+        self.want_commit = True
+
     def recovered(self) -> tuple[int, int] | None:
         """(term, index) with which this voter last left recovery."""
         row = self._get_packed(_RECOVERED, None)
@@ -295,6 +328,14 @@ class Store:
                 )
             entries.append((bytes(value[_INDEX.size :]), index, term))
         return entries
+
+    def last_log_entry(self) -> LogEntry | None:
+        """The newest entry on disk; None before the first start."""
+        with self.txn.cursor(db=self._log) as cursor:
+            if not cursor.last():
+                return None
+            key, value = cursor.item()
+            return bytes(value[_INDEX.size :]), _INDEX.unpack(key)[0], _INDEX.unpack_from(value)[0]
 
     def put_log(self, index: int, term: int, command: bytes) -> None:
         if not self.txn.put(_INDEX.pack(index), _INDEX.pack(term) + command, db=self._log, append=True):
@@ -402,6 +443,8 @@ class Store:
 
     def begin_read(self) -> StateReader:
         """A read transaction of the last commit, usable in any thread; call right after `commit`, close it soon."""
+        if self._readonly:
+            return StateReader(self.txn, self._log, self._state, lambda: None)
         generation = self.generation
         self._read_generations.append(generation)
         return StateReader(

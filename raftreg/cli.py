@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from raftreg import cli_peer, cluster_init, config, errors, wire
+from raftreg import rejoin as rejoining
 from raftreg.cli_connection import (
     DONE,
     FAILED,
@@ -28,6 +29,7 @@ from raftreg.cli_connection import (
 from raftreg.cluster_init import InitError, Plan, PlannedPeer
 from raftreg.config import ConfigError
 from raftreg.store import StoreError
+from raftreg.stored_peer import Configured
 
 _EXAMPLES = """\
 examples:
@@ -110,9 +112,10 @@ def _add_rejoin(commands: Commands) -> None:
     rejoin = commands.add_parser(
         "rejoin",
         help="make an empty store for a peer whose disk was replaced; it catches up before it votes",
-        description="Needs the other peers. Refused while the old store is there: move it away first.",
+        description="Needs the other peers. Refused while the old store is there, unless --replace moves it aside.",
     )
     add_peer_config(rejoin)
+    rejoin.add_argument("--replace", action="store_true", help="move the old store aside first")
     rejoin.set_defaults(run=_rejoin)
 
 
@@ -162,8 +165,11 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _rejoin(arguments: argparse.Namespace) -> int:
-    settings = config.load(config_path(arguments))
-    cluster_id = cluster_init.rejoin(settings)
+    file = config.find(config_path(arguments))
+    settings = config.load(file)
+    cluster_id, aside = rejoining.rejoin(Configured(file, settings), replace=arguments.replace)
+    if aside is not None:
+        print(f"the old store is {aside} now; delete it when {settings.name} has caught up")
     print(
         f"{settings.name} has an empty store of cluster {cluster_id}; start it with: raftreg serve {settings.data_dir}"
     )

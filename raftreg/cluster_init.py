@@ -1,4 +1,4 @@
-"""`raftreg init` and `raftreg rejoin`: the only ways in which a data directory comes into being.
+"""`raftreg init`: how the data directories of a new cluster come into being.
 
 A cluster is initialised once. Everything is made in a hidden directory and moved into place at the end, so that a
 failure leaves nothing that looks like a cluster.
@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
-import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raftreg import certificates, config, errors, store
+from raftreg import certificates, config, store
 from raftreg.certificates import Authority, Subject
-from raftreg.client import Client
 from raftreg.config import FILE_NAME, PeerConfig, TlsFiles
 
 GATEWAYS, CLIENTS, OPERATOR = "gateways", "clients", "operator"
@@ -25,7 +23,6 @@ DEFAULT_RAFT, DEFAULT_API = "127.0.0.1:9590", "127.0.0.1:9591"
 
 _RESERVED = frozenset({GATEWAYS, CLIENTS})
 _PROBE_S = 0.5
-_ASK_S = 5.0
 
 
 class InitError(Exception):
@@ -193,36 +190,6 @@ def make_directory(
     config.validate(settings)
     (directory / FILE_NAME).write_text(config.render(settings, directory), encoding="utf-8")
     return settings
-
-
-def rejoin(settings: PeerConfig) -> str:
-    """Make an empty store for a peer whose disk was replaced; returns the cluster ID. It catches up before it votes.
-
-    Cluster ID and epoch come from the other peers. Raises InitError, store.StoreError.
-    """
-    others = {name: url for name, url in settings.api_peers.items() if name != settings.name}
-    if not others:
-        raise InitError("this peer is alone in its cluster: nobody has the data; restore a backup")
-    tls = certificates.api_client_context(settings.tls) if settings.api_tls else None
-    cluster_id, epoch = asyncio.run(_identity(list(others.values()), tls))
-    store.initialise(
-        settings.data_dir,
-        cluster_id=cluster_id,
-        peer=settings.name,
-        peers=settings.cluster_peers,
-        epoch=epoch,
-        recovering=True,
-    )
-    return cluster_id
-
-
-async def _identity(endpoints: list[str], tls: ssl.SSLContext | None) -> tuple[str, int]:
-    async with Client(endpoints, ssl=tls, deadline_s=_ASK_S) as client:
-        try:
-            status = await client.status()
-        except errors.RegistryError as error:
-            raise InitError(f"no other peer of the cluster says who it is: {error.message}") from None
-    return str(status["cluster_id"]), int(status["epoch"])
 
 
 def operator_files(directory: Path) -> TlsFiles | None:

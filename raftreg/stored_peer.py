@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import lmdb
+
 from raftreg import config
 from raftreg.config import PeerConfig
-from raftreg.store import Identity, Store, store_path
+from raftreg.store import Identity, Store, StoreError, store_path
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,15 @@ def read(configured: Configured) -> StoredPeer:
     """What the store of a peer says, whether it runs or not. Raises StoreError."""
     with opened(configured.settings) as store:
         return facts(configured, store)
+
+
+def identity_of(settings: PeerConfig) -> Identity | None:
+    """Whom the store belongs to; None when it is too damaged to say."""
+    try:
+        with opened(settings) as store:
+            return store.identity
+    except (StoreError, lmdb.Error):
+        return None
 
 
 def facts(configured: Configured, store: Store) -> StoredPeer:

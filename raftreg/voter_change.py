@@ -96,9 +96,9 @@ def plan(directory: Path, peers: Sequence[PlannedPeer], origin: Origin | None) -
     for one in found:
         if stored_peer.in_use(one.settings.data_dir):
             raise InitError(f"{one.settings.name} is running on {one.settings.data_dir}; stop all peers first")
-    stored = [stored_peer.read(one) for one in found if one.has_store]
-    empty = [one for one in found if not one.has_store]
     names = tuple(sorted(peer.name for peer in peers))
+    stored = _present([stored_peer.read(one) for one in found if one.has_store], names)
+    empty = [one for one in found if not one.has_store and one.settings.name in names]
     start = origin or _common_origin(stored, names)
     change = Change(directory, start, peers, stored, empty, told=origin is not None)
     _check(change)
@@ -113,6 +113,14 @@ def _origin_before(identity: Identity) -> Origin:
     """What a changed store has been changed from."""
     generation = identity.membership_generation - 1
     return Origin(identity.cluster_id, identity.epoch, generation, identity.previous_peers)
+
+
+def _present(stored: list[StoredPeer], names: tuple[str, ...]) -> list[StoredPeer]:
+    """Without the directories that earlier changes left behind."""
+    if not stored:
+        return []
+    newest = max((peer.identity for peer in stored), key=lambda one: (one.epoch, one.membership_generation))
+    return [peer for peer in stored if peer.identity.peer in (*newest.peers, *names)]
 
 
 def _common_origin(stored: Sequence[StoredPeer], names: tuple[str, ...]) -> Origin | None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raftreg import cli_peer, cluster_init, config, errors, wire
+from raftreg import cli_backup, cli_peer, cli_recover, cluster_init, config, errors, wire
 from raftreg import rejoin as rejoining
 from raftreg.cli_connection import (
     DONE,
@@ -80,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show every peer: role, term, indexes, errors")
     add_connection(status)
     status.set_defaults(run=_status)
-    cli_peer.add(commands)
+    for module in (cli_peer, cli_backup, cli_recover):
+        module.add(commands)
     _add_image(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)

@@ -35,7 +35,12 @@ _PRIVATE_FIELDS = (
 )
 _REGULAR = b"\0"
 _NEVER = 1 << 62
-__all__ = ["APPEND_BATCH_BYTES", "ENTRY_BYTES_MAX", "Core", "Owner", "assert_engine", "build", "now"]
+__all__ = ["APPEND_BATCH_BYTES", "ENTRY_BYTES_MAX", "Core", "Owner", "assert_engine", "build", "now", "regular_entry"]
+
+
+def regular_entry(payload: bytes) -> bytes:
+    """A log entry as the core stores one that carries a command of ours."""
+    return _REGULAR + payload
 
 
 class Owner(Protocol):
@@ -174,7 +179,7 @@ class Core(SyncObj):  # type: ignore[misc]
             if error == FAIL_REASON.SUCCESS:
                 applied(result)
 
-        self.private("commandsQueue").put_nowait((_REGULAR + payload, done))
+        self.private("commandsQueue").put_nowait((regular_entry(payload), done))
 
     def hand_over(self) -> bool:
         """Ask the voter that is furthest to stand at once; False when none has the whole log."""

@@ -194,7 +194,14 @@ class Store:
             readonly=readonly,
         )
         self._readonly = readonly
-        self.txn: lmdb.Transaction = self.env.begin(write=not readonly)
+        try:
+            self._read(peer, peers, cluster_id)
+        except BaseException:
+            self.env.close()
+            raise
+
+    def _read(self, peer: str | None, peers: Iterable[str] | None, cluster_id: str | None) -> None:
+        self.txn: lmdb.Transaction = self.env.begin(write=not self._readonly)
         self._meta = self._open_db(b"meta")
         self._log = self._open_db(b"log")
         self.identity = self._check_identity(peer, peers, cluster_id)

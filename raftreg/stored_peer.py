@@ -64,16 +64,16 @@ def in_use(data_dir: Path) -> bool:
 
 @contextlib.contextmanager
 def opened(settings: PeerConfig) -> Iterator[Store]:
-    """The store of a peer, beside the process that serves it or, while there is none, as its owner.
+    """The store of a peer for reading, beside the process that serves it if there is one.
 
     Raises StoreError, also when it belongs to another peer than the configuration says.
     """
-    store = Store(
-        settings.data_dir,
-        map_size_bytes=settings.limits.map_size_bytes,
-        peer=settings.name,
-        readonly=in_use(settings.data_dir),
-    )
+    size = settings.limits.map_size_bytes
+    try:
+        store = Store(settings.data_dir, map_size_bytes=size, peer=settings.name, readonly=True)
+    except lmdb.NotFoundError:
+        # Never started: log and state are not even made. Nothing of what the owner makes now is committed.
+        store = Store(settings.data_dir, map_size_bytes=size, peer=settings.name)
     try:
         yield store
     finally:

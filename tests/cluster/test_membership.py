@@ -5,6 +5,7 @@ Each rule of `raftreg.voter_set` is run on and off; without it the schedule ends
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from raftreg.config import Limits
 from raftreg.raft import RaftNode
+from raftreg.recovery import begin_epoch_entry, begin_life
 from raftreg.store import Store, StoreError, initialise
 from raftreg.voter_change import change_store
 from raftreg.voter_set import Standing, VoterSet
@@ -69,7 +71,7 @@ class ChangingCluster(Cluster):
             change_store(store, to)
             store.close()
 
-    def add(self, name: str, to: str, previous: str, *, recovering: bool, generation: int = 2) -> None:
+    def add(self, name: str, to: str, previous: str, *, recovering: bool, generation: int = 2, epoch: int = 1) -> None:
         """The empty store of a new voter."""
         initialise(
             self.directory / name,
@@ -77,6 +79,7 @@ class ChangingCluster(Cluster):
             peer=name,
             peers=to,
             recovering=recovering,
+            epoch=epoch,
             membership_generation=generation,
             previous_peers=previous,
         )
@@ -363,3 +366,41 @@ def test_a_change_of_the_set_is_all_or_nothing_in_a_store(tmp_path: Path) -> Non
     assert (store.identity.membership_generation, store.identity.previous_peers) == (2, ("A", "B", "C"))
     assert store.positions() == {"B": (3, 7, "b")}
     store.close()
+
+
+def test_a_survivor_with_new_voters_leads_with_all_of_its_log_and_begins_the_epoch_before_all_else(
+    make_changing: MakeChanging,
+) -> None:
+    """C is what is left of A, B and C; it holds an entry of which it does not know whether it was committed."""
+    cluster = make_changing("ABC")
+    cluster.elect("C")
+    cluster.settle()
+    assert written(cluster, "C", ["kept"], "ABC") == ["kept"]
+    cluster.propose("C", "perhaps", [])
+    cluster.turn("C")
+    cluster.stop_all()
+    for name in "AB":
+        shutil.rmtree(cluster.directory / name)
+    store = Store(cluster.directory / "C", map_size_bytes=MAP_BYTES)
+    begin_life(store, 2, id_floor=None, now_us=1)
+    change_store(store, "ABC")
+    store.close()
+    for name in "AB":
+        cluster.add(name, "ABC", "C", recovering=False, epoch=2, generation=3)
+    cluster.start_all("ABC")
+    campaign(cluster, "A", "ABC")
+    campaign(cluster, "C", "ABC")
+    assert cluster.leaders() == {"C"}
+    assert written(cluster, "C", ["after"], "ABC") == ["after"]
+    cluster.pump(rounds=40, step=A_HEARTBEAT_LATER)
+    epoch = begin_epoch_entry(2, None, 1)[1:]
+    for name in "ABC":
+        assert [*raw_values(cluster, name)] == [b"kept", b"perhaps", epoch, b"after"]
+    cluster.crash("C")
+    campaign(cluster, "B", "AB")
+    assert cluster.leaders() == {"B"}
+
+
+def raw_values(cluster: Cluster, name: str) -> Iterator[bytes]:
+    for _, value in cluster.nodes[name].store.view().scan(b"value:", b"value:\xff"):
+        yield bytes(value)

@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 
 from raftreg import config
-from raftreg.client import Client, client_ssl_context
+from raftreg.cli import main
 from raftreg.store import Store
 from raftreg.voter_change import change_store
-from tests.test_cli import COMMAND, peer_arguments, raftreg, serving, wait_until_ready
-
-READY_S = 30.0
+from tests.serving_peers import READY_S, client, wait_until_ready
+from tests.test_cli import COMMAND, peer_arguments, raftreg, serving
 
 
 @pytest.fixture
@@ -58,12 +57,6 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
         time.sleep(0.1)
-
-
-def client(directory: Path) -> Client:
-    tls = directory / "clients" / "operator" / "tls"
-    urls = config.load(directory / "a").api_peers.values()
-    return Client(list(urls), ssl=client_ssl_context(tls / "ca.pem", tls / "cert.pem", tls / "key.pem"))
 
 
 async def create(directory: Path, uuid: str) -> int:
@@ -104,6 +97,11 @@ async def test_three_peers_become_five_and_keep_what_they_have(directory: Path) 
         assert [row["connected"] for row in rows.values()] == [True] * 5
         assert sorted(row["role"] for row in rows.values()) == ["follower"] * 4 + ["leader"]
         assert all(row["match"] and row["raft"] and row["api"] for row in rows.values())
+        # A disk of the new set that is replaced later is of the new set too.
+        end(processes["e"])
+        raftreg("rejoin", directory / "e", "--replace")
+        stack.enter_context(serving(directory / "e"))
+        assert wait_until_ready(directory, "abcde")["e"]["voters"]["generation"] == 2
         # Two may go now: the new ones count.
         end(*(processes[name] for name in "ab"))
         wait_until_ready(directory, "cde")
@@ -213,12 +211,13 @@ def test_a_change_that_was_cut_off_is_visible_and_done_again(directory: Path) ->
     assert {row["generation"] for row in listed("--config", directory, "--offline").values()} == {2}
 
 
-def test_wrong_changes_are_refused_and_change_nothing(directory: Path) -> None:
+def test_wrong_changes_are_refused_and_change_nothing(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raftreg("init", directory, *peer_arguments("abc"))
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != "lock.mdb"}
 
     def refused(sentence: str, *arguments: object) -> None:
-        assert sentence in raftreg("peer", "replace", *arguments, status=1)
+        assert main(["peer", "replace", *map(str, arguments)]) == 1
+        assert sentence in capsys.readouterr().err
         assert {path: path.read_bytes() for path in directory.rglob("*") if path in before} == before
 
     refused("--peer", directory)

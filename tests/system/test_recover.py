@@ -23,8 +23,9 @@ from raftreg.engine import regular_entry
 from raftreg.recovery import begin_life
 from raftreg.store import Store
 from raftreg.stored_peer import in_use
-from tests.test_cli import READY_S, peer_arguments, raftreg, serving, wait_until_ready
-from tests.test_cli_peer import UUIDS, arguments_of, client, create, end, listed, numbers
+from tests.serving_peers import READY_S, client, wait_until_ready
+from tests.test_cli import peer_arguments, raftreg, serving
+from tests.test_cli_peer import UUIDS, arguments_of, create, end, listed, numbers
 
 
 @pytest.fixture
@@ -133,6 +134,17 @@ def test_what_may_be_lost_is_said_before_anything_is_done(survivor: Path) -> Non
     assert "c was last known to hold index 1 in term 4: a has not seen that term" in said
     assert "repeat it with --yes" in said
     assert "epoch 1" in offline(survivor)["note"]
+
+
+@pytest.mark.parametrize(("typed", "epoch"), [("the right one", 2), ("another", 1)])
+def test_a_person_confirms_with_the_cluster_s_id(
+    survivor: Path, monkeypatch: pytest.MonkeyPatch, typed: str, epoch: int
+) -> None:
+    cluster_id = stored_peer.read(stored_peer.below(survivor)[0]).identity.cluster_id
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _question: cluster_id if typed == "the right one" else typed)
+    assert main(["recover", "--from-survivor", str(survivor)]) == (0 if epoch == 2 else 1)
+    assert stored_peer.read(stored_peer.below(survivor)[0]).identity.epoch == epoch
 
 
 def test_recover_refuses_what_would_lose_more_than_it_must(

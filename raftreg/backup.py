@@ -1,9 +1,10 @@
 """A backup: one committed moment of the replicated state in a file, with what is needed to begin a new epoch from it.
 
 The file is a snapshot as `raftreg.snapshots` spools it (header with the last two log entries, rows in key order,
-trailer with count and checksum; each chunk with its own crc32), then the label (msgpack map), then the footer: magic
-with the version of this format, offset of the label (8 bytes, big-endian), crc32 of the label (4 bytes). It is made
-beside its final name and renamed when all of it is on disk, so a file with a footer is whole.
+trailer with count and checksum; each chunk with its own crc32), then the log behind it (frames of [crc32, entry]: the
+state on disk is up to a second older than what was acknowledged, the log is not), then the label (msgpack map), then
+the footer: magic with the version of this format, offset of the label (8 bytes, big-endian), crc32 of the label (4
+bytes). It is made beside its final name and renamed when all of it is on disk, so a file with a footer is whole.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class BackupError(StoreError):
 
 @dataclass(frozen=True)
 class Label:
-    """What a backup is of. `log_index` is the last entry that it contains; `next_id` the next image number then."""
+    """What a backup is of. The state is that of `log_index`; entries up to `log_last` come with it."""
 
     version: int
     cluster_id: str
@@ -53,6 +54,7 @@ class Label:
     release: str
     created_us: int
     log_index: int
+    log_last: int
     revision: int
     next_id: int
     images: int
@@ -79,6 +81,7 @@ def create(settings: PeerConfig, file: Path, *, now_us: int | None = None) -> La
             copy_to_spool(
                 store.begin_read(), label.log_index, partial, limits.snapshot_chunk_bytes, limits.snapshot_reader_max_s
             )
+            _append_log(partial, store, label.log_index)
         _finish(partial, label)
         partial.replace(file)
         sync_directory(file.parent)
@@ -92,6 +95,8 @@ def _label(settings: PeerConfig, store: Store, now_us: int) -> Label:
     identity, head = store.identity, read_head(store.view())
     if head.applied < 2:
         raise BackupError(f"{settings.name} has applied nothing yet: there is nothing to back up")
+    last = store.last_log_entry()
+    assert last is not None
     return Label(
         version=VERSION,
         cluster_id=identity.cluster_id,
@@ -102,10 +107,19 @@ def _label(settings: PeerConfig, store: Store, now_us: int) -> Label:
         release=importlib.metadata.version("raftreg"),
         created_us=now_us,
         log_index=head.applied,
+        log_last=last[1],
         revision=head.revision,
         next_id=head.next_id,
         images=head.images,
     )
+
+
+def _append_log(partial: Path, store: Store, index: int) -> None:
+    with partial.open("ab") as file:
+        for entry in store.log_after(index):
+            body = msgpack.packb(entry)
+            frame = msgpack.packb((zlib.crc32(body), body))
+            file.write(_LENGTH.pack(len(frame)) + frame)
 
 
 def _finish(partial: Path, label: Label) -> None:
@@ -122,7 +136,8 @@ def _finish(partial: Path, label: Label) -> None:
 
 
 class Backup:
-    """A backup that is open for reading. `rows` reads all of it once, and fails at its end unless all of it fits."""
+    """A backup that is open for reading. First all of `rows`, then all of `log` is read, once; each fails at its end
+    unless all of it fits."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -167,14 +182,21 @@ class Backup:
         file.seek(0)
         return Label(**{**fields, "voters": tuple(fields["voters"])}), offset
 
-    def _next_body(self) -> bytes:
+    def _next_frame(self) -> tuple[int, Any]:
         start = self._file.tell()
         head = self._file.read(_LENGTH.size)
         length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
         if not 0 < length <= _CHUNK_BYTES_MAX or start + _LENGTH.size + length > self._end:
             raise BackupError(f"{self._path} is damaged at byte {start}")
         try:
-            snapshot_id, sequence, crc, body = msgpack.unpackb(self._file.read(length))
+            return start, msgpack.unpackb(self._file.read(length))
+        except ValueError as error:
+            raise BackupError(f"{self._path} is damaged at byte {start}: {error}") from None
+
+    def _next_body(self) -> bytes:
+        start, frame = self._next_frame()
+        try:
+            snapshot_id, sequence, crc, body = frame
         except (ValueError, TypeError) as error:
             raise BackupError(f"{self._path} is damaged at byte {start}: {error}") from None
         self._snapshot_id = self._snapshot_id or snapshot_id
@@ -197,10 +219,27 @@ class Backup:
             rows_digest += sum(row_hash(key, value) for key, value in rows if key[0] in DIGESTED)
             head = next((value for key, value in rows if key == HEAD), head)
             yield rows
-        if (kind, content) != ("trailer", [count, checksum.digest()]) or self._file.tell() != self._end:
+        if (kind, content) != ("trailer", [count, checksum.digest()]):
             raise BackupError(f"{self._path} is damaged: row count or checksum of the whole does not match")
         if head is None or int.from_bytes(unpack(head)[2], "little") != rows_digest % DIGEST_MODULUS:
             raise BackupError(f"{self._path}: the state's digest is not that of its rows; take another backup")
+
+    def log(self) -> Iterator[LogEntry]:
+        """The log entries behind the state, in order."""
+        expected = self.label.log_index
+        while self._file.tell() < self._end:
+            start, frame = self._next_frame()
+            expected += 1
+            try:
+                crc, body = frame
+                entry = _entry(unpack(body))
+            except (ValueError, TypeError) as error:
+                raise BackupError(f"{self._path} is damaged at byte {start}: {error}") from None
+            if (crc, expected) != (zlib.crc32(body), entry[1]):
+                raise BackupError(f"{self._path} is damaged at byte {start}: its log has a hole or a wrong checksum")
+            yield entry
+        if expected != self.label.log_last:
+            raise BackupError(f"{self._path} is damaged: its log ends at {expected}, not at {self.label.log_last}")
 
 
 def _entry(fields: list[Any]) -> LogEntry:
@@ -211,4 +250,7 @@ def _entry(fields: list[Any]) -> LogEntry:
 def verify(path: Path) -> tuple[Label, int]:
     """Read all of a backup; its label and how many rows it has. Raises BackupError, OSError."""
     with Backup(path) as backup:
-        return backup.label, sum(len(rows) for rows in backup.rows())
+        rows = sum(len(chunk) for chunk in backup.rows())
+        for _ in backup.log():
+            pass
+        return backup.label, rows

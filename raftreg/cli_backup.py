@@ -53,7 +53,8 @@ def described(label: Label) -> str:
     """A backup in one line."""
     made = datetime.datetime.fromtimestamp(label.created_us / 1e6, datetime.UTC).isoformat(timespec="seconds")
     hours = label.age_s(time.time_ns() // 1000) / _HOUR_S
+    behind = label.log_last - label.log_index
     return (
-        f"cluster {label.cluster_id}, epoch {label.epoch}, revision {label.revision}, {label.images} images, by "
-        f"{label.peer} at {made} ({hours:.1f} hours ago, raftreg {label.release})"
+        f"cluster {label.cluster_id}, epoch {label.epoch}, revision {label.revision}, {label.images} images and "
+        f"{behind} log entries behind that, by {label.peer} at {made} ({hours:.1f} hours ago, raftreg {label.release})"
     )

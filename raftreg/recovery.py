@@ -208,7 +208,7 @@ def _install(owner: Store, backup: Backup) -> None:
     if applied != backup.last[1]:
         raise InitError(f"the backup's state has applied index {applied}, its log ends at {backup.last[1]}")
     owner.flip_generation()
-    for command, index, term in (backup.previous, backup.last):
+    for command, index, term in (backup.previous, backup.last, *backup.log()):
         owner.put_log(index, term, command)
     owner.put_commit_index(applied)
     owner.put_hard_state(backup.last[2], None)

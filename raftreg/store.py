@@ -344,6 +344,15 @@ class Store:
             key, value = cursor.item()
             return bytes(value[_INDEX.size :]), _INDEX.unpack(key)[0], _INDEX.unpack_from(value)[0]
 
+    def log_after(self, index: int) -> Iterator[LogEntry]:
+        """The entries behind `index`, in order."""
+        with self.txn.cursor(db=self._log) as cursor:
+            found = cursor.set_range(_INDEX.pack(index + 1))
+            while found:
+                key, value = cursor.item()
+                yield bytes(value[_INDEX.size :]), _INDEX.unpack(key)[0], _INDEX.unpack_from(value)[0]
+                found = cursor.next()
+
     def put_log(self, index: int, term: int, command: bytes) -> None:
         if not self.txn.put(_INDEX.pack(index), _INDEX.pack(term) + command, db=self._log, append=True):
             raise StoreError(f"{self.path}: log entry {index} does not extend the log on disk")

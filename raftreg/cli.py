@@ -14,7 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raftreg import cli_leader, cli_observer, cli_verify, cluster_init, config, errors, wire
+from raftreg import (
+    cli_backup,
+    cli_leader,
+    cli_observer,
+    cli_peer,
+    cli_recover,
+    cli_verify,
+    cluster_init,
+    config,
+    errors,
+    wire,
+)
+from raftreg import rejoin as rejoining
 from raftreg.cli_connection import (
     DONE,
     FAILED,
@@ -28,6 +40,7 @@ from raftreg.cli_connection import (
 from raftreg.cluster_init import InitError, Plan, PlannedPeer
 from raftreg.config import ConfigError
 from raftreg.store import StoreError
+from raftreg.stored_peer import Configured
 
 _EXAMPLES = """\
 examples:
@@ -87,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show every peer: role, term, indexes, errors")
     add_connection(status)
     status.set_defaults(run=_status)
-    cli_leader.add(commands)
+    for module in (cli_peer, cli_backup, cli_recover, cli_leader):
+        module.add(commands)
     _add_image(commands)
     cli_observer.add(commands)
     cli_verify.add(commands)
@@ -123,9 +137,10 @@ def _add_rejoin(commands: Commands) -> None:
     rejoin = commands.add_parser(
         "rejoin",
         help="make an empty store for a peer whose disk was replaced; it catches up before it votes",
-        description="Needs the other peers. Refused while the old store is there: move it away first.",
+        description="Needs the other peers. Refused while the old store is there, unless --replace moves it aside.",
     )
     add_peer_config(rejoin)
+    rejoin.add_argument("--replace", action="store_true", help="move the old store aside first")
     rejoin.set_defaults(run=_rejoin)
 
 
@@ -186,8 +201,11 @@ def _wrong_serve(settings: config.PeerConfig) -> str:
 
 
 def _rejoin(arguments: argparse.Namespace) -> int:
-    settings = config.load(config_path(arguments))
-    cluster_id = cluster_init.rejoin(settings)
+    file = config.find(config_path(arguments))
+    settings = config.load(file)
+    cluster_id, aside = rejoining.rejoin(Configured(file, settings), replace=arguments.replace)
+    if aside is not None:
+        print(f"the old store is {aside} now; delete it when {settings.name} has caught up")
     serve = f"raftreg serve{' --observer' if settings.observer else ''} {settings.data_dir}"
     print(f"{settings.name} has an empty store of cluster {cluster_id}; start it with: {serve}")
     return DONE

@@ -67,7 +67,7 @@ def _identity(directory: Path, known: PeerConfig | None, api_peers: dict[str, st
     """From a voter's store in the directory; else from a running voter."""
     if known is not None and (store.store_path(known.data_dir) / "data.mdb").exists():
         found = store.read_identity(known.data_dir)
-        return ClusterIdentity(found.cluster_id, found.epoch, found.membership_generation)
+        return ClusterIdentity(found.cluster_id, found.epoch, found.membership_generation, found.previous_peers)
     files = cluster_init.operator_files(directory)
     if files is None:
         raise InitError(f"{directory} has neither a voter's store nor the operator's certificate to ask a running one")

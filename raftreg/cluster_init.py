@@ -1,4 +1,4 @@
-"""`raftreg init` and `raftreg rejoin`: the only ways in which a data directory comes into being.
+"""`raftreg init`: how the data directories of a new cluster come into being.
 
 A cluster is initialised once. Everything is made in a hidden directory and moved into place at the end, so that a
 failure leaves nothing that looks like a cluster.
@@ -66,6 +66,7 @@ class ClusterIdentity:
     cluster_id: str
     epoch: int = 1
     membership_generation: int = 1
+    previous_peers: tuple[str, ...] = ()
 
 
 def parse_peer(text: str) -> PlannedPeer:
@@ -113,7 +114,7 @@ def initialise(directory: Path, plan: Plan, *, offline: bool = False) -> str:
     Raises InitError when any listed peer has state: a directory here, or (unless `offline`) somebody who answers at
     one of its addresses.
     """
-    _check_plan(plan)
+    check_plan(plan)
     _refuse_existing(directory, plan)
     if not offline:
         refuse_answering([*_addresses(plan.peers), *(observer.api for observer in plan.observers)])
@@ -134,7 +135,8 @@ def _addresses(peers: Sequence[PlannedPeer]) -> list[str]:
     return [address for peer in peers for address in (peer.raft, peer.api)]
 
 
-def _check_plan(plan: Plan) -> None:
+def check_plan(plan: Plan) -> None:
+    """Refuse voters, gateways and clients which make no sense together. Raises InitError."""
     names = [peer.name for peer in plan.peers]
     observers = [observer.name for observer in plan.observers]
     addresses = [*_addresses(plan.peers), *(observer.api for observer in plan.observers)]
@@ -169,14 +171,16 @@ def _refuse_existing(directory: Path, plan: Plan) -> None:
 
 def refuse_answering(addresses: Sequence[str]) -> None:
     """Raise InitError when somebody listens at an address that something new is to have."""
-    for address in asyncio.run(_answering(addresses)):
+    for address in asyncio.run(answering(addresses)):
         raise InitError(
             f"somebody answers at {address}: a peer of an existing cluster, or another program on that port. "
             "Stop it or choose other addresses; --offline skips this check."
         )
 
 
-async def _answering(addresses: Iterable[str]) -> list[str]:
+async def answering(addresses: Iterable[str]) -> list[str]:
+    """Those addresses at which somebody takes connections."""
+
     async def answers(address: str) -> bool:
         host, port = config.split_address(address)
         if port == 0:
@@ -198,7 +202,8 @@ def _make(directory: Path, plan: Plan, cluster_id: str) -> None:
     authority = certificates.create_authority(cluster_id)
     certificates.save_authority(authority, directory)
     for peer in plan.peers:
-        _make_peer(directory / peer.name, peer, plan.peers, authority, cluster_id)
+        settings = make_directory(directory / peer.name, peer, plan.peers, authority)
+        store.initialise(settings.data_dir, cluster_id=cluster_id, peer=peer.name, peers=settings.cluster_peers)
     raft_peers = {peer.name: peer.raft for peer in plan.peers}
     api_peers = {peer.name: f"https://{peer.api}" for peer in plan.peers}
     for observer in plan.observers:
@@ -211,9 +216,10 @@ def _make(directory: Path, plan: Plan, cluster_id: str) -> None:
         certificates.issue(authority, Subject(client, "client"), directory / CLIENTS / client / "tls")
 
 
-def _make_peer(
-    directory: Path, peer: PlannedPeer, peers: Sequence[PlannedPeer], authority: Authority, cluster_id: str
-) -> None:
+def make_directory(
+    directory: Path, peer: PlannedPeer, peers: Sequence[PlannedPeer], authority: Authority
+) -> PeerConfig:
+    """Make a peer's directory with certificate and configuration, and no store yet."""
     directory.mkdir(mode=0o700)
     hosts = [config.split_address(address)[0] for address in (peer.raft, peer.api)]
     tls = certificates.issue(authority, Subject(peer.name, "peer"), directory / "tls", hosts)
@@ -229,7 +235,7 @@ def _make_peer(
     )
     config.validate(settings)
     (directory / FILE_NAME).write_text(config.render(settings, directory), encoding="utf-8")
-    store.initialise(directory, cluster_id=cluster_id, peer=peer.name, peers=settings.cluster_peers)
+    return settings
 
 
 def make_observer(
@@ -256,35 +262,16 @@ def make_observer(
     )
     config.validate(settings)
     (directory / FILE_NAME).write_text(config.render(settings, directory), encoding="utf-8")
-    _empty_store(settings, identity)
-
-
-def _empty_store(settings: PeerConfig, identity: ClusterIdentity, *, recovering: bool = False) -> None:
     store.initialise(
         settings.data_dir,
         cluster_id=identity.cluster_id,
         peer=settings.name,
         peers=settings.cluster_peers,
         epoch=identity.epoch,
-        recovering=recovering,
         membership_generation=identity.membership_generation,
-        observer=settings.observer,
+        observer=True,
+        previous_peers=identity.previous_peers,
     )
-
-
-def rejoin(settings: PeerConfig) -> str:
-    """Make an empty store for a peer whose disk was replaced; returns the cluster ID. It catches up before it votes;
-    an observer has nothing to vote about, it just gets a snapshot.
-
-    Cluster ID, epoch and generation come from the other peers. Raises InitError, store.StoreError.
-    """
-    others = {name: url for name, url in settings.api_peers.items() if name != settings.name}
-    if not others:
-        raise InitError("this peer is alone in its cluster: nobody has the data; restore a backup")
-    tls = certificates.api_client_context(settings.tls) if settings.api_tls else None
-    identity = asked_identity(list(others.values()), tls)
-    _empty_store(settings, identity, recovering=not settings.observer)
-    return identity.cluster_id
 
 
 def asked_identity(endpoints: list[str], tls: ssl.SSLContext | None) -> ClusterIdentity:
@@ -298,8 +285,10 @@ async def _identity(endpoints: list[str], tls: ssl.SSLContext | None) -> Cluster
             status = await client.status()
         except errors.RegistryError as error:
             raise InitError(f"no other peer of the cluster says who it is: {error.message}") from None
-    generation = int(status.get("membership_generation", 1))
-    return ClusterIdentity(str(status["cluster_id"]), int(status["epoch"]), generation)
+    voters = status["voters"]
+    return ClusterIdentity(
+        str(status["cluster_id"]), int(status["epoch"]), int(voters["generation"]), tuple(voters["previous"])
+    )
 
 
 def operator_files(directory: Path) -> TlsFiles | None:

@@ -41,6 +41,8 @@ BLOCK_SIZE_MAX = 1 << 24
 # A session's payload shares an entry (1 MiB) with others, and its result must fit the window.
 PAYLOAD_BYTES_MAX = 512 * 1024
 HASH_BYTES = 16
+# Numbers given up by a new epoch: the life before may have granted one largest block more than is known.
+EPOCH_IDS_SKIPPED = 1 << 24
 
 # -- state --
 SESSION_WINDOW = 256
@@ -445,6 +447,7 @@ _OPS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
         ("zone", "live"),
     ),
     "compact_changes": ({"floor": _integer(1)}, ("floor",)),
+    "begin_epoch": ({"epoch": _integer(2), "id_floor": _or_null(_integer(1))}, ("epoch",)),
     "atomic": ({"operations": _operations}, ("operations",)),
 }  # fmt: skip
 _CHECKS = {op: ({**_COMMON, **checks}, required) for op, (checks, required) in _OPS.items()}

@@ -36,7 +36,15 @@ _PRIVATE_FIELDS = (
 )
 _REGULAR = b"\0"
 _NEVER = 1 << 62
-__all__ = ["APPEND_BATCH_BYTES", "ENTRY_BYTES_MAX", "Core", "Owner", "assert_engine", "build", "now", "use_clock"]
+__all__ = [
+    "APPEND_BATCH_BYTES", "ENTRY_BYTES_MAX", "Core", "Owner", "assert_engine", "build", "now", "regular_entry",
+    "use_clock",
+]  # fmt: skip
+
+
+def regular_entry(payload: bytes) -> bytes:
+    """A log entry as the core stores one that carries a command of ours."""
+    return _REGULAR + payload
 
 
 class Owner(Protocol):
@@ -195,7 +203,7 @@ class Core(SyncObj):  # type: ignore[misc]
             if error == FAIL_REASON.SUCCESS:
                 applied(result)
 
-        self.private("commandsQueue").put_nowait((_REGULAR + payload, done))
+        self.private("commandsQueue").put_nowait((regular_entry(payload), done))
 
     def hand_over(self, to: Node | None = None) -> bool:
         """Ask a voter, by default the furthest, to stand at once; False when it lacks part of the log."""

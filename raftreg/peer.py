@@ -254,11 +254,16 @@ class Peer:
             },
             # Those that are linked to this very peer; match is known to the leader alone.
             "observers": {name: {"connected": True, "match": raft.match_index(name)} for name in raft.observers},
-            "membership_generation": self.store.identity.membership_generation,
+            "voters": {
+                "generation": self.store.identity.membership_generation,
+                "names": list(self.store.identity.peers),
+                "previous": list(self.store.identity.previous_peers),
+                "settled": raft.voters.settled,
+            },
             "errors": [
                 *self.integrity.errors(),
                 *self.links.refusals().values(),
-                *filter(None, [self._full, raft.snapshots.trouble]),
+                *filter(None, [self._full, raft.snapshots.trouble, raft.voters.waits_for()]),
             ],
             "integrity": self.integrity.status(),
             "proposals_pending": self.proposer.pending,

@@ -25,6 +25,7 @@ from raftreg.observer_links import ObserverLinks
 from raftreg.positions import Hello
 from raftreg.raft import RaftNode
 from raftreg.transport import LENGTH, NUMBER_MAX, Message, encode_frame
+from raftreg.voter_set import announcement, objection
 
 logger = logging.getLogger(__name__)
 
@@ -383,12 +384,7 @@ class PeerLinks:
             return f"it belongs to cluster {hello.get('cluster_id')}, this peer to {identity.cluster_id}"
         if hello.get("epoch") != identity.epoch:
             return f"it lives in epoch {hello.get('epoch')}, this peer in {identity.epoch}"
-        if hello.get("membership_generation") != identity.membership_generation:
-            return (
-                f"its voter set is generation {hello.get('membership_generation')}, "
-                f"ours is {identity.membership_generation}"
-            )
-        return None if _is_complete(hello) else "its hello is incomplete or malformed"
+        return objection(identity, hello) or (None if _is_complete(hello) else "its hello is incomplete or malformed")
 
 
 def hello_of(raft: RaftNode) -> Message:
@@ -399,14 +395,15 @@ def hello_of(raft: RaftNode) -> Message:
         "protocol": PROTOCOL,
         "cluster_id": identity.cluster_id,
         "epoch": identity.epoch,
-        "membership_generation": identity.membership_generation,
+        **announcement(identity),
         **asdict(raft.hello()),
     }
 
 
 def _is_complete(hello: Message) -> bool:
     recovered = hello.get("recovered")
-    numbers = [hello.get("term"), hello.get("last_index"), *(recovered if isinstance(recovered, list) else [])]
+    numbers = [hello.get(name) for name in ("term", "last_index", "last_log_term")]
+    numbers += recovered if isinstance(recovered, list) else []
     return (
         isinstance(hello.get("store_id"), str)
         and isinstance(hello.get("recovering"), bool)
@@ -423,4 +420,5 @@ def _said(hello: Message) -> Hello:
         hello["last_index"],
         hello["recovering"],
         (recovered[0], recovered[1]) if recovered is not None else None,
+        hello["last_log_term"],
     )

@@ -24,6 +24,7 @@ class Hello:
     last_index: int
     recovering: bool = False
     recovered: tuple[int, int] | None = None
+    last_log_term: int = 0
 
 
 class Positions:

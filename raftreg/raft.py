@@ -43,6 +43,7 @@ from raftreg.transport import (
     is_position,
     is_well_formed,
 )
+from raftreg.voter_set import VoterSet
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ class RaftNode:
         self.observers.core = self.core
         self.core.resume(max(applied_index(store.view()), 1))
         self.digests.begin()
+        self.voters = VoterSet(store, self.journal)
         if not self.others and not self.recovering:
             self.core.election_deadline = 0  # nobody else could be the leader
         self._commit()
@@ -213,7 +215,8 @@ class RaftNode:
     def hello(self) -> Hello:
         """What this voter says of its disk when a link opens (between turns, when all of it is durable)."""
         identity = self.store.identity
-        return Hello(identity.store_id, self.term, self.journal.last_index, self.recovering, self.store.recovered())
+        last, recovered = self.journal.last_index, self.store.recovered()
+        return Hello(identity.store_id, self.term, last, self.recovering, recovered, self.journal.last_term)
 
     # -- events ---------------------------------------------------------------------------------------------------
 
@@ -221,7 +224,10 @@ class RaftNode:
         """A voter says hello. False: it has forgotten something that it had acknowledged, and must recover."""
         if hello.recovering:
             self.core.forget_match(self._nodes[peer])
-        return self._positions.greet(peer, hello)
+        accepted = self._positions.greet(peer, hello)
+        if accepted:
+            self.voters.meet(peer, hello)
+        return accepted
 
     def link_up(self, peer: str) -> None:
         """Both directions to a voter or observer are open."""
@@ -405,6 +411,10 @@ class RaftNode:
 
     def _deliver(self, peer: str, message: Message) -> None:
         kind = message["type"]
+        if kind == "request_vote" and not self.voters.may_elect(message):
+            return
+        if kind == "timeout_now" and not self.voters.settled:
+            return
         if kind == "next_node_idx":
             self._note_acknowledgement(peer, message)
         try:
@@ -458,7 +468,9 @@ class RaftNode:
             return
         timing = self._timing
         self.core.election_deadline = now() + random.uniform(timing.raft_min_timeout_s, timing.raft_max_timeout_s)
-        if self.recovering:
+        if self.voters.term_floor > self.term:
+            self.core.adopt_term(self.voters.term_floor)
+        if self.recovering or not self.voters.may_stand():
             return
         self._pre_votes = {self.name}
         self._pre_vote_term = self.term + 1
@@ -477,7 +489,7 @@ class RaftNode:
             self._say(peer, "term", term=self.term)
             return
         heard = now() - self._leader_heard < _LEADER_HEARD_FRACTION * self._timing.raft_min_timeout_s
-        if self.recovering or self.is_leader or heard:
+        if self.recovering or self.is_leader or heard or not self.voters.may_elect(message):
             return
         own = (self.journal.last_term, self.journal.last_index)
         if (message["last_log_term"], message["last_log_index"]) >= own:
@@ -622,6 +634,7 @@ class RaftNode:
             self._recovery_goal = (message["term"], message["index"], peer)
 
     def _finish_recovery(self) -> None:
+        self.voters.followed(self.leader, self.term, self.applied)
         if self._recovery_goal is None or not self.recovering:
             return
         term, index, leader = self._recovery_goal
@@ -636,6 +649,7 @@ class RaftNode:
         self.recovering = self.transport.recovering = False
         # The vote of this term may have been forgotten; giving it to its known leader can contradict nobody.
         self.core.vote_for(leader)
+        self.voters.settle_on_own_log()
         self.store.put_recovered(self.term, self.applied)
         self.store.put_recovering(False)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from raftreg.commands import COMPACT_ROWS_MAX, Invalid, validate
 from raftreg.state_context import Command, Context, Ok, Refused, context, outcome
+from raftreg.state_epochs import begin_epoch
 from raftreg.state_images import create_image, delete_image, update_image
 from raftreg.state_keys import once
 from raftreg.state_numbers import allocate_ids, grant_block, seal_blocks
@@ -126,5 +127,6 @@ _OPS: dict[str, Callable[[Context, Command], Ok]] = {
     "register_gateway": register_gateway,
     "set_zone_lease": set_zone_lease,
     "compact_changes": compact_changes,
+    "begin_epoch": begin_epoch,
     "atomic": atomic,
 }

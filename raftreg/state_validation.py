@@ -11,6 +11,7 @@ from raftreg.tables import (
     CHANGES,
     DIGEST_MODULUS,
     DIGESTED,
+    EPOCHS,
     GATEWAYS,
     IMAGES,
     KEYS,
@@ -63,6 +64,7 @@ def validate_state(view: View) -> None:
     _check_changes(view, head)
     _check_numbers(view, head, [*images, *tombstones])
     _check_zones(view)
+    _check_epochs(view, head)
     _check_sessions(view)
     _check_keys(view)
     assert digest(view) == recompute_digest(view), "the digest kept by apply is not that of the rows"
@@ -133,6 +135,15 @@ def _check_zones(view: View) -> None:
     for zone in zones.values():
         assert view.get(zone_key(zone["zone"])) is not None, f"zone {zone['zone']} lies under another key"
         assert zone["version"] >= 1, f"zone {zone['zone']} has no version"
+
+
+def _check_epochs(view: View, head: Head) -> None:
+    numbers = [0]
+    for key, epoch in rows(view, EPOCHS):
+        assert key == u64(epoch["epoch"]), f"epoch {epoch['epoch']} lies under another key"
+        assert epoch["revision"] <= head.revision, f"epoch {epoch['epoch']} began at a revision to come"
+        numbers += [epoch["skipped_from"], epoch["next_id"]]
+    assert sorted([*numbers, head.next_id]) == [*numbers, head.next_id], "numbers went back with an epoch"
 
 
 def _check_sessions(view: View) -> None:

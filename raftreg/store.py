@@ -18,7 +18,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +43,7 @@ _RECOVERING = b"recovering"
 _RECOVERED = b"recovered"
 _POSITIONS = b"positions"
 _DAMAGE = b"damage"
+_VOTERS_MET = b"voters_met"
 
 
 class StoreError(Exception):
@@ -59,7 +60,8 @@ def damaged(peer: str | None, path: Path, what: str) -> StoreError:
 
 @dataclass(frozen=True)
 class Identity:
-    """Who this store belongs to. Written once by `initialise`, compared at every start.
+    """Who this store belongs to. Written by `initialise`, compared at every start; `raftreg peer replace` and
+    `raftreg recover` write another one while the peer is stopped (`previous_peers`: see `raftreg.voter_set`).
 
     `peers` are the voters; an observer is none of them.
     """
@@ -72,6 +74,7 @@ class Identity:
     store_id: str
     membership_generation: int = 1
     observer: bool = False
+    previous_peers: tuple[str, ...] = ()
 
 
 def initialise(
@@ -84,6 +87,7 @@ def initialise(
     recovering: bool = False,
     membership_generation: int = 1,
     observer: bool = False,
+    previous_peers: Iterable[str] = (),
 ) -> Identity:
     """Create an empty store. With `recovering` the peer neither votes nor stands until it has caught up.
 
@@ -98,7 +102,15 @@ def initialise(
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
     identity = Identity(
-        FORMAT, cluster_id, epoch, peer, tuple(sorted(peers)), secrets.token_hex(8), membership_generation, observer
+        FORMAT,
+        cluster_id,
+        epoch,
+        peer,
+        tuple(sorted(peers)),
+        secrets.token_hex(8),
+        membership_generation,
+        observer,
+        tuple(sorted(previous_peers)),
     )
     if observer and peer in identity.peers:
         raise StoreError(f"{peer!r} is one of the cluster's voters; an observer needs a name of its own")
@@ -107,11 +119,11 @@ def initialise(
     with lmdb.open(str(path), max_dbs=_NAMED_DATABASES_MAX, map_size=1 << 24) as env:
         meta = env.open_db(b"meta")
         with env.begin(write=True) as txn:
-            rows = {_IDENTITY: _identity_to_row(identity), **({_RECOVERING: True} if recovering else {})}
+            rows = {_IDENTITY: asdict(identity), **({_RECOVERING: True} if recovering else {})}
             for key, value in rows.items():
                 txn.put(key, seal(key, msgpack.packb(value)), db=meta)
     for directory in (path, path.parent, path.parent.parent):
-        _sync_directory(directory)
+        sync_directory(directory)
     return identity
 
 
@@ -131,20 +143,7 @@ def read_identity(data_dir: Path) -> Identity:
             row = txn.get(_IDENTITY, db=meta)
     if row is None:
         raise StoreError(f"{path} is an LMDB environment but not a registry store")
-    return _identity_from_row(bytes(row), path)
-
-
-def _identity_to_row(identity: Identity) -> dict[str, Any]:
-    return {
-        "format": identity.format,
-        "cluster_id": identity.cluster_id,
-        "epoch": identity.epoch,
-        "peer": identity.peer,
-        "peers": list(identity.peers),
-        "store_id": identity.store_id,
-        "membership_generation": identity.membership_generation,
-        "observer": identity.observer,
-    }
+    return _identity_from_row(unseal(_IDENTITY, bytes(row)), path)
 
 
 def _identity_from_row(row: bytes, path: Path) -> Identity:
@@ -154,10 +153,12 @@ def _identity_from_row(row: bytes, path: Path) -> Identity:
             f"{path} was written by a newer release (format {fields['format']}, this release reads up to {FORMAT}); "
             "start that release, or a newer one, on it."
         )
-    return Identity(**{**fields, "peers": tuple(fields["peers"])})
+    lists = {name: tuple(fields.get(name, ())) for name in ("peers", "previous_peers")}
+    return Identity(**{**fields, **lists})
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -205,8 +206,9 @@ def committed_state(data_dir: Path) -> Iterator[StateReader]:
 class Store:
     """The open environment of one peer and its one writer. It knows rows, not Raft.
 
-    `sync=False` is for simulations alone: nothing reaches the disk by itself then. With `read_only` nothing is written
-    and a store that is marked as damaged is opened too, for whoever wants to see why.
+    `sync=False` is for simulations alone: nothing reaches the disk by itself then. With `read_only` it is the store of
+    a stopped peer, or at one committed moment that of a running one, whose pages it pins until `close`; one that is
+    marked as damaged is opened too, for whoever wants to see why.
     """
 
     def __init__(
@@ -288,7 +290,8 @@ class Store:
         if peers is not None and tuple(sorted(peers)) != identity.peers:
             raise StoreError(
                 f"{self.path} belongs to a cluster of {', '.join(identity.peers)}, but the configuration lists "
-                f"{', '.join(sorted(peers))}; the set of voters is fixed, only their addresses may change."
+                f"{', '.join(sorted(peers))}; the set of voters changes only by `raftreg peer replace`. If that was "
+                "interrupted, run it again with the same peers."
             )
         return identity
 
@@ -374,6 +377,24 @@ class Store:
             self.txn.delete(_RECOVERING, db=self._meta)
         self.want_commit = True
 
+    def put_identity(self, identity: Identity) -> None:
+        """Another voter set or epoch, for a stopped peer; effective with the commit."""
+        self._put_packed(_IDENTITY, asdict(identity))
+        self.identity = identity
+
+    def voters_met(self) -> tuple[int, int, int] | None:
+        """(term, log term, log index) below which this voter elects nobody, once it has met a majority of the voter
+        set before; None until then. It is of the present epoch and generation, or none."""
+        row = self._get_packed(_VOTERS_MET, None)
+        if row is None or tuple(row[0]) != (self.identity.epoch, self.identity.membership_generation):
+            return None
+        return int(row[1]), int(row[2]), int(row[3])
+
+    def put_voters_met(self, term: int, log_term: int, log_index: int) -> None:
+        of = (self.identity.epoch, self.identity.membership_generation)
+        self._put_packed(_VOTERS_MET, (of, term, log_term, log_index))
+        self.want_commit = True
+
     def recovered(self) -> tuple[int, int] | None:
         """(term, index) with which this voter last left recovery."""
         row = self._get_packed(_RECOVERED, None)
@@ -416,6 +437,23 @@ class Store:
         except (DamagedRecord, lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
             raise self.damaged(str(error)) from error
         return entries
+
+    def last_log_entry(self) -> LogEntry | None:
+        """The newest entry on disk; None before the first start."""
+        with self.txn.cursor(db=self._log) as cursor:
+            if not cursor.last():
+                return None
+            key, value = cursor.item()
+            return log_entry(bytes(key), value)
+
+    def log_after(self, index: int) -> Iterator[LogEntry]:
+        """The entries behind `index`, in order."""
+        with self.txn.cursor(db=self._log) as cursor:
+            found = cursor.set_range(log_key(index + 1))
+            while found:
+                key, value = cursor.item()
+                yield log_entry(bytes(key), value)
+                found = cursor.next()
 
     def put_log(self, index: int, term: int, command: bytes) -> None:
         if not self.txn.put(log_key(index), log_record(index, term, command), db=self._log, append=True):
@@ -536,6 +574,8 @@ class Store:
 
     def begin_read(self) -> StateReader:
         """A read transaction of the last commit, usable in any thread; call right after `commit`, close it soon."""
+        if self._read_only:
+            return StateReader(self.txn, self._log, self._state, lambda: None)
         generation = self.generation
         self._read_generations.append(generation)
         return StateReader(self.env.begin(), self._log, self._state, lambda: self._read_generations.remove(generation))

@@ -18,6 +18,7 @@ a backup and a generation flip copy or exchange the whole keyspace without knowi
 | `R` | session (16), sequence | [running hash, result]: the window of a session |
 | `K` | hash of scope (16), key | idempotency row: [time, hash of the arguments, result] |
 | `E` | time, hash of scope, key | nothing: idempotency rows by age |
+| `P` | epoch | what was begun by a recovery: the numbers skipped, revision and time |
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ HEAD = b"!"
 IMAGES, TOMBSTONES, UUIDS, LISTING, CHANGES = b"I", b"T", b"U", b"L", b"C"
 BLOCKS, ZONES, GATEWAYS, SESSIONS, RESULTS = b"B", b"Z", b"G", b"S", b"R"
 KEYS, KEYS_BY_AGE = b"K", b"E"
+EPOCHS = b"P"
 
-DIGESTED = frozenset(b"ITCBZGSRK")
+DIGESTED = frozenset(b"ITCBZGSRKP")
 """First bytes of canonical rows. `U`, `L` and `E` are derived from these; of the head, `digest` takes the counters."""
 
 DIGEST_MODULUS = 1 << 128
@@ -172,6 +174,10 @@ def session_key(session: str) -> bytes:
 
 def result_key(session: str, sequence: int) -> bytes:
     return RESULTS + uuid_bytes(session) + sequence.to_bytes(8, "big")
+
+
+def epoch_key(epoch: int) -> bytes:
+    return EPOCHS + epoch.to_bytes(8, "big")
 
 
 # -- head ---------------------------------------------------------------------------------------------------------

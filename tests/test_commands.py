@@ -47,6 +47,7 @@ GOOD: list[dict[str, Any]] = [
     {"op": "register_gateway", "zone": "fra", "gateway": "gw1", "endpoint": None},
     {"op": "set_zone_lease", "zone": "fra", "live": True, "if_version": 1},
     {"op": "compact_changes", "floor": 1},
+    {"op": "begin_epoch", "epoch": 2, "id_floor": 7},
     {"op": "atomic", "operations": [CREATE, UPDATE]},
 ]
 
@@ -116,6 +117,7 @@ BAD: list[tuple[Any, str]] = [
     ({"op": "register_zone", "zone": "fra", "capabilities": {str(n): "x" * 99 for n in range(50)}}, "at most 4096"),
     ({"op": "set_zone_lease", "zone": "fra"}, "set_zone_lease needs live"),
     ({"op": "compact_changes", "floor": 0}, "floor must be 1 to"),
+    ({"op": "begin_epoch", "epoch": 1}, "epoch must be 2 to"),
     ({"op": "atomic", "operations": [{"op": "atomic", "operations": []}]}, "operation 0: op must be one of"),
     ({"op": "atomic", "operations": [CREATE, CREATE | {"key": "k"}]}, "operation 1: key belongs to the atomic"),
     ({"op": "atomic", "operations": [CREATE | {"uuid": 1}]}, "operation 0: uuid must be"),

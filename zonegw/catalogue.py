@@ -17,6 +17,7 @@ Image = dict[str, Any]
 Position = tuple[int, int]
 _POSITION = b"feed.position"
 _PASS = b"feed.pass"
+_EPOCH_PASS = b"feed.epoch_pass"
 
 
 def key_of(uuid: str) -> bytes:
@@ -133,7 +134,7 @@ class Catalogue:
         self._index(txn, before, listing_after)
 
     def _put_newer(self, txn: Txn, key: bytes, known: Image | None, image: Image) -> None:
-        if known is None or image["version"] >= known["version"]:
+        if known is None or image["version"] >= known["version"] or self._is_of_another_epoch(txn, key):
             known = image
         txn.put_row("catalogue", key, [self._pass(txn), known])
 
@@ -156,6 +157,20 @@ class Catalogue:
         now = self.position(txn)
         if now is not None and now[0] != position[0]:
             txn.delete("meta", _POSITION)
+
+    def forget_epoch(self, txn: Txn) -> None:
+        """The bootstrap under way is of another epoch, whose versions can't be compared with those that are here: what
+        it brings replaces them, and acks of the epoch before say nothing any more."""
+        txn.put_row("meta", _EPOCH_PASS, self._pass(txn))
+        for key, data in list(txn.scan("overlay")):
+            row = unpack(data)
+            before = overlay.effective(self._registered(txn, key), row)
+            overlay.forget_acks(row)
+            self._save(txn, key, row, before)
+
+    def _is_of_another_epoch(self, txn: Txn, key: bytes) -> bool:
+        row = txn.row("catalogue", key)
+        return row is not None and row[0] != self._pass(txn) == txn.row("meta", _EPOCH_PASS)
 
     def begin_bootstrap(self, txn: Txn) -> None:
         """Images not seen again by this pass will be forgotten when it ends."""

@@ -46,6 +46,7 @@ class FeedConsumer:
         self._moved = asyncio.Event()
         self.on_current: Callable[[], None] = lambda: None
         self.on_zone_changed: Callable[[], None] = lambda: None
+        self.on_new_epoch: Callable[[Any], None] = lambda _txn: None
 
     def staleness_s(self) -> float | None:
         """Age of the catalogue in seconds; None when no source has said yet."""
@@ -133,7 +134,9 @@ class FeedConsumer:
             self._catalogue.begin_bootstrap(txn)
         start: Position | None = None
         async for chunk in self._source.bootstrap():
-            start = start or chunk["start"]
+            if start is None:
+                start = chunk["start"]
+                self._check_epoch(start)
             self._check_start(start)
             with self._store.transaction(reserved=True) as txn:
                 for image in chunk["images"]:
@@ -149,6 +152,14 @@ class FeedConsumer:
         await self._store.durable()
         self._wake_waiting()
         log.info("bootstrapped up to %s", start)
+
+    def _check_epoch(self, start: Position) -> None:
+        position = self._catalogue.position(self._store.read())
+        if position is not None and position[0] != start[0]:
+            log.warning("the registry lives in epoch %d, this catalogue is of epoch %d", start[0], position[0])
+            with self._store.transaction(reserved=True) as txn:
+                self._catalogue.forget_epoch(txn)
+                self.on_new_epoch(txn)
 
     def _check_start(self, start: Position) -> None:
         position = self._catalogue.position(self._store.read())

@@ -131,6 +131,12 @@ def reached(row: Row, revision: int) -> bool:
     return not row["patches"] and row["acked"] <= revision
 
 
+def forget_acks(row: Row) -> None:
+    """The registry's next life may not have what it acknowledged in this one: what is pending or parked stays."""
+    row |= {"base": None, "acked": 0, "deleted": False, "own_versions": []}
+    row["patches"] = [patch for patch in row["patches"] if patch["state"] != "acked"]
+
+
 def tombstone(row: Row, revision: int) -> None:
     """The registry deleted the image, for ever: delete wins over every update."""
     row["deleted"], row["base"], row["acked"] = True, None, revision

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from raftreg.engine import now
 from raftreg.raft import RaftNode
 
 FROM_VOTERS = frozenset({"append_entries", "read_index_reply", "digest_wanted", "digest_verdict", "damage_stop"})
@@ -30,9 +29,7 @@ class ObserverNode(RaftNode):
             self._forget_leader()
 
     def _seek_votes(self) -> None:
-        """Where a voter would stand, an observer only knows no leader any more, and says so."""
-        if self.leader is not None and now() - self._leader_heard > self._timing.raft_max_timeout_s:
-            self._forget_leader()
+        """An observer never stands."""
 
     def _forget_leader(self) -> None:
         self.core.step_down()

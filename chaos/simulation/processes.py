@@ -38,7 +38,7 @@ TIMING = Timing(
     transfer_max_s=3.0,
     digest_period_s=3.0,
     scrub_step_s=0.2,
-    scrub_pass_s=2.0,
+    scrub_pass_s=10.0,
 )
 
 

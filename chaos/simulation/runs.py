@@ -66,8 +66,10 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="sim-", dir=directory))
         authority = certificates.create_authority("simulation")
-        # Nobody shakes hands in a simulation; a peer wants files to read all the same.
+        # Nobody shakes hands in a simulation, so all peers may share what a peer wants to start.
         self._tls: TlsFiles = certificates.issue(authority, Subject("simulated", "peer"), self.directory / "tls")
+        context = certificates.client_context(self._tls)
+        certificates.client_context = certificates.server_context = lambda _tls: context  # type: ignore[assignment]
         self._templates = Templates(self.directory / "templates")
 
     def run(self, job: Job) -> Outcome:

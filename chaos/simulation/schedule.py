@@ -28,8 +28,8 @@ STEPS = 2500
 ACKNOWLEDGED_MIN = 100
 # Where the drawn kinds of fault can't happen, others do, up to here.
 MORE_STEPS_MAX = 4000
-ROUNDS_MAX = 4000
-ROUND_S = 0.05
+ROUNDS_MAX = 2000
+ROUND_S, EXCHANGES_PER_ROUND = 0.1, 3
 KINDS_MIN, KINDS_MAX = 3, 8
 CLIENTS = 8
 CLOCK_STEPS_S = (0.02, 0.05, 0.05, 0.1, 0.1, 0.3)
@@ -313,11 +313,12 @@ class Schedule:
         world.steps += 1
         for process in world.due():
             world.run(process)
-        for stream in world.network.deliverable():
-            if stream.chunks and stream.protocol is not None:
-                world.deliver(stream, 1000)
-        for call in world.movable():
-            world.move(call)
+        for _ in range(EXCHANGES_PER_ROUND):
+            for stream in world.network.deliverable():
+                if stream.chunks and stream.protocol is not None:
+                    world.deliver(stream, 1000)
+            for call in world.movable():
+                world.move(call)
         world.pass_time(ROUND_S)
         self._check()
 

@@ -99,6 +99,7 @@ async def test_a_wiped_observer_gets_a_snapshot_while_writes_go_on(tmp_path: Pat
     limits = replace(Limits(), log_keep_entries=5)
     async with group(tmp_path, "abc", observers="o", limits=limits) as cluster:
         leader = await cluster.leader()
+        leader.raft.snapshots.spool._threaded = False  # the copying process knows the registry's state, not this one
         await cluster.stop("o")
         for number in range(30):
             await propose(leader, f"value{number}")
@@ -128,10 +129,10 @@ async def test_a_newer_connection_of_an_observer_ends_the_older_one(tmp_path: Pa
     async with group(tmp_path, "a") as cluster:
         voter, tls = await cluster.leader(), cluster.tls("o", "observer")
         async with connected(cluster.addresses["a"], tls) as older, connected(cluster.addresses["a"], tls) as newer:
-            older.send(hello())
+            older.send(hello(voters=["a"]))
             assert (await older.frame())["type"] == "hello_ack"
             await until(lambda: "o" in voter.raft.observers)
-            newer.send(hello())
+            newer.send(hello(voters=["a"]))
             assert "error" not in await newer.frame()
             assert await older.ended()
             assert list(voter.raft.observers) == ["o"]
@@ -146,7 +147,7 @@ async def test_an_observer_that_falls_silent_is_dropped(tmp_path: Path) -> None:
     async with group(tmp_path, "a") as cluster:
         voter = await cluster.leader()
         async with connected(cluster.addresses["a"], cluster.tls("o", "observer")) as link:
-            link.send(hello())
+            link.send(hello(voters=["a"]))
             await until(lambda: "o" in voter.raft.observers)
             assert await link.ended()
         assert "o" not in voter.raft.observers
@@ -180,7 +181,7 @@ async def test_an_observer_s_hello_that_does_not_fit_is_refused_with_the_reason(
     tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
     async with group(tmp_path, "a") as cluster:
-        answer = await say(cluster.addresses["a"], cluster.tls("o", "observer"), hello(**changes))
+        answer = await say(cluster.addresses["a"], cluster.tls("o", "observer"), hello(**{"voters": ["a"], **changes}))
         assert answer is not None
         assert reason in answer["error"]
         assert "o" not in cluster.running["a"].raft.observers

@@ -87,12 +87,10 @@ class Process:
         with self.world.inside(self):
             self.loop.create_task(coroutine)
 
-    def is_due(self) -> bool:
-        return self.alive and self.paused_until <= self.world.now and self.loop.is_due()
-
     def end(self) -> None:
         """The process is killed."""
         self.alive = False
+        self.world.touched.add(self.name)
         self.world.network.crash(self)
         with self.world.inside(self):
             self.loop.kill()

@@ -56,7 +56,7 @@ class Mix:
 
     @classmethod
     def drawn(cls, chance: random.Random, kinds: Sequence[str]) -> Mix:
-        gateways = chance.choice((0, 1, 1, 2))
+        gateways = chance.choice((0, 0, 1, 1, 2))
         usable = [kind for kind in kinds if gateways or not kind.startswith("gateway")]
         count = min(len(usable), chance.randint(KINDS_MIN, KINDS_MAX))
         small = chance.random() < 0.5
@@ -173,7 +173,7 @@ class Schedule:
 
     def _event(self) -> None:
         world, draw = self.world, self.random.random()
-        if draw < (CLOCK_RATE if world.leaders() else self._election_clock_rate):
+        if draw < (CLOCK_RATE if world.leading else self._election_clock_rate):
             world.pass_time(self.random.choice(CLOCK_STEPS_S))
             return
         if draw < 0.50 and (streams := world.network.deliverable()):
@@ -256,11 +256,13 @@ class Schedule:
         touched, self.world.touched = self.world.touched, set()
         for name in touched:
             peer = self.world.processes[name]
+            self.world.leading.discard(name)
             if not isinstance(peer, RegistryProcess) or peer.peer is None:
                 continue
             raft = peer.running.raft
             if raft.is_leader:
-                self.world.judge.leads(peer.name, raft.term)
+                self.world.leading.add(name)
+                self.world.judge.leads(name, raft.term)
             if raft.recovering:
                 self._check_recovering(peer)
             elif peer.name in self._recovering:

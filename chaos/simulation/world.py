@@ -43,6 +43,7 @@ class World:
         self.failures: list[BaseException] = []
         self._trace: deque[tuple[int, float, str, Any]] = deque(maxlen=TRACE_EVENTS_MAX)
         self.touched: set[str] = set()  # processes that ran since the last check
+        self.leading: set[str] = set()  # peers that said at the last check that they lead
         self._inside: Process | None = None
         self._clock_before = engine.use_clock(self._clock)
 
@@ -101,19 +102,28 @@ class World:
     def note(self, event: str, about: Process | None = None) -> None:
         """One line of the trace; with what a peer has become by it. Written out only for a violation."""
         raft = about.peer.raft if isinstance(about, RegistryProcess) and about.peer is not None else None
-        seen = None if raft is None else (raft.role, raft.term, raft.journal.last_index, raft.applied)
+        seen = None if raft is None else (raft.is_leader, raft.recovering, raft.term, raft.journal.last_index)
         self._trace.append((self.steps, self.now, event, seen))
 
     def told(self) -> list[str]:
         """The last events, for people."""
         lines = []
         for step, at, event, seen in self._trace:
-            became = "" if seen is None else "   [{} term {} log {} applied {}]".format(*seen)
+            became = ""
+            if seen is not None:
+                leads, recovers, term, last_index = seen
+                role = "leads in" if leads else "recovers in" if recovers else "in"
+                became = f"   [{role} term {term}, log up to {last_index}]"
             lines.append(f"{step:>6} {at - START_S:9.2f} s  {event}{became}")
         return lines
 
     def due(self) -> list[Process]:
-        return [process for process in self.processes.values() if process.is_due()]
+        now = self.now
+        return [
+            process
+            for process in self.processes.values()
+            if process.alive and process.paused_until <= now and process.loop.is_due(now + process.clock_ahead_s)
+        ]
 
     def run(self, process: Process) -> None:
         process.run()

@@ -9,7 +9,7 @@ override PYTHON =
 endif
 GO = @RAFTREG_SETUP_PYTHON='$(PYTHON)' /bin/sh ops/dev/start.sh
 
-.PHONY: help run test test-all check sim bench up down deps lock clean
+.PHONY: help run test test-all check sim bench soak up down deps lock clean
 
 help:
 	@echo 'make run       the story: a registry and two zones, broken and healed before your eyes (needs a minute)'
@@ -20,6 +20,7 @@ help:
 	@echo 'make check     lint, format, types, import rules, locks'
 	@echo 'make sim       schedules of faults on simulated clusters: SEEDS=50 BASE=0 PEERS=3|5'
 	@echo 'make bench     benchmarks'
+	@echo 'make soak      measured runs with kills, restarts, transfers, a million images (ARGS: which ones)'
 	@echo 'make deps      install what tests can use beyond Python packages (the only target that asks apt-get)'
 	@echo 'make lock      renew the lock files in ops/locks from pyproject.toml (needs uv and the network)'
 	@echo 'make clean     stop the development cluster, remove environments and caches'
@@ -41,6 +42,9 @@ sim:
 
 bench:
 	$(GO) bench $(ARGS)
+
+soak:
+	$(GO) soak $(ARGS)
 
 up:
 	$(GO) up $(ARGS)

@@ -59,6 +59,7 @@ TARGETS = {
     "check": Target("ops.dev.check", many_files=False),
     "sim": Target("chaos.simulation"),
     "bench": Target("ops.bench"),
+    "soak": Target("ops.soak"),
 }
 
 

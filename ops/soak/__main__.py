@@ -1,6 +1,7 @@
-"""`python -m ops.soak NAME [NAME ...] [--count N]`: measure on real processes; figures as JSON, then the verdicts.
+"""`python -m ops.soak [NAME ...] [--count N]` (`make soak`): measure on real processes; figures as JSON, then verdicts.
 
-N is the number of kills, rounds, transfers or reads, for a shorter look than the one that is recorded.
+N is the number of kills, rounds, transfers, reads or images, for a shorter look than the one that is recorded. What is
+measured is added to .run/soak/results.jsonl.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from ops.dev.cluster import forget_caller
-from ops.soak import kills, near_observer, no_quorum, restarts, transfers
+from ops.dev.cluster import RUN_DIR, forget_caller
+from ops.soak import kills, near_observer, no_quorum, rejoin, restarts, transfers
 from ops.soak.outcome import Outcome
 
 RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
@@ -20,37 +21,46 @@ RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
     "transfer": transfers.run,
     "no-quorum": no_quorum.run,
     "observer": near_observer.run,
+    "rejoin": rejoin.run,
 }
-# No run takes longer; one that hangs is a failure too.
+# No run takes longer; one that hangs is a failure too. A million images are loaded first.
 RUN_MAX_S = 240.0
+LONG_RUN_MAX_S = {"rejoin": 1800.0}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="+", choices=[*RUNS, "all"], metavar="NAME", help=f"{', '.join(RUNS)} or all")
+    parser.add_argument("names", nargs="*", default=[], metavar="NAME", help=f"{', '.join(RUNS)}; default: all")
     parser.add_argument("--count", type=int, metavar="N", help="how often; default: as often as each run's targets say")
     options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in RUNS]:
+        parser.error(f"{unknown[0]} is none of {', '.join(RUNS)}")
     forget_caller()
-    names = RUNS if "all" in options.names else dict.fromkeys(options.names)
-    outcomes = [_measured(name, options.count) for name in names]
+    outcomes = [_measured(name, options.count) for name in options.names or RUNS]
     return 0 if all(outcome.passed for outcome in outcomes) else 1
 
 
 def _measured(name: str, count: int | None) -> Outcome:
     began = time.monotonic()
     outcome = asyncio.run(_bounded(name, count))
-    print(outcome.line(time.monotonic() - began), flush=True)
+    line = outcome.line(time.monotonic() - began)
+    print(line, flush=True)
+    results = RUN_DIR / "soak" / "results.jsonl"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
     print(outcome.verdict(), flush=True)
     return outcome
 
 
 async def _bounded(name: str, count: int | None) -> Outcome:
+    limit_s = LONG_RUN_MAX_S.get(name, RUN_MAX_S)
     try:
-        async with asyncio.timeout(RUN_MAX_S) as bound:
+        async with asyncio.timeout(limit_s) as bound:
             return await (RUNS[name]() if count is None else RUNS[name](count))
     except Exception as error:
         if bound.expired():
-            return Outcome(name, problems=[f"not over within {RUN_MAX_S:.0f} s"])
+            return Outcome(name, problems=[f"not over within {limit_s:.0f} s"])
         # Whatever stops a run is its verdict; the cluster's own message names the logs.
         return Outcome(name, problems=[f"{type(error).__name__}: {error}"])
 

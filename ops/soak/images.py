@@ -1,12 +1,11 @@
-"""Fill a registry with images: `python -m ops.soak.images BASE --count N` makes a cluster of three peers in BASE (or
-starts the one that is there), loads until it holds N images, and stops it. The stores stay, for other programs here.
+"""Fill a registry with images: a cluster of three peers is made in a directory (or the one that is there is started),
+loaded until it holds so many, and stopped. The stores stay, for the runs beside this module.
 
 Images go in by batches through the API, as an import would send them.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import time
 import uuid
@@ -101,16 +100,3 @@ async def _fill(cluster: Cluster, count: int) -> None:
         f"used {status['db']['used_bytes'] >> 20} MiB, file {status['db']['file_bytes'] >> 20} MiB",
         flush=True,
     )
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.soak.images", description=__doc__)
-    parser.add_argument("base", type=Path, help="directory of the cluster")
-    parser.add_argument("--count", type=int, default=100_000)
-    options = parser.parse_args()
-    fill(options.base, options.count)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from ops.dev.cluster import Cluster
+from ops.dev.wiring import ROOT
 from raftreg.client import Client, client_ssl_context
 
 
@@ -39,12 +42,19 @@ async def differences(cluster: Cluster) -> list[str]:
             await client.list_images(limit=1)  # linearizable: this peer has applied everything that was acknowledged
             states[peer] = {image["uuid"]: image async for image in _images(client)}
     first, *others = cluster.peers
-    return [
+    return await asyncio.to_thread(_digests_differ, cluster) + [
         f"{peer} differs from {first} in image {uuid}"
         for peer in others
         for uuid in sorted(states[first].keys() | states[peer].keys())
         if states[first].get(uuid) != states[peer].get(uuid)
     ]
+
+
+def _digests_differ(cluster: Cluster) -> list[str]:
+    """What `raftreg verify` says of the digests of all peers at one index; empty when they are equal."""
+    command = [sys.executable, "-m", "raftreg.cli", "verify", "--config", str(cluster.wiring.registry)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return [] if done.returncode == 0 else [f"raftreg verify: {done.stdout.strip()} {done.stderr.strip()}"]
 
 
 async def _images(client: Client) -> AsyncIterator[dict[str, Any]]:

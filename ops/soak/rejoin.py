@@ -1,14 +1,14 @@
-"""A wiped peer comes back while writes go on: `python -m ops.soak.rejoin STORES`; `ops.soak.images` makes the STORES.
+"""`rejoin`: a wiped peer comes back while writes go on. N is the number of images that the registry holds.
 
-The run works on a copy of STORES. One follower is killed with SIGKILL, its store removed, `raftreg rejoin` called and
-the peer started, while images are created through the API at a steady rate. Measured: the time from the start until it
-is a follower which holds the leader's log, latencies of the writes before and meanwhile, sizes of the databases before,
-at their peak and after, memory of the processes, age of the oldest reader. At the end all peers must hold the same.
+The images are loaded once, into .run/soak; the run works on a copy. One follower is killed with SIGKILL, its store
+removed, `raftreg rejoin` called and the peer started, while images are created through the API at a steady rate.
+Measured: the time from then until it is a follower which holds the leader's log, latencies of the writes before and
+meanwhile, sizes of the databases before and at their peak, memory of the processes, age of the oldest reader. At the
+end all peers must hold the same.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import re
@@ -24,14 +24,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ops.dev.cluster import Cluster
+from ops.dev.cluster import RUN_DIR, Cluster
 from ops.dev.wiring import ROOT
-from ops.soak.images import client, image
+from ops.soak.images import client, fill, image
+from ops.soak.outcome import Outcome
 from raftreg import certificates, errors
 from raftreg.client import Client
 from raftreg.store import store_path
 
+IMAGES = 1_000_000
 BACK_MAX_S, GROWTH_MAX = 60.0, 1.5
+RATE = 100.0  # creates per second meanwhile
+LOG_KEEP_ENTRIES = 1000  # so that a small registry needs a snapshot too
 _SAMPLE_PERIOD_S = 0.25
 _WRITERS = 16
 _BEFORE_S, _AFTER_S = 8.0, 5.0
@@ -44,7 +48,6 @@ class Writes:
     """Creates at a steady rate by a few writers; (when it was asked for, seconds it took)."""
 
     rate: float
-    images: int = 1  # created by each
     done: list[tuple[float, float]] = field(default_factory=list)
     refused: int = 0
     stopped: bool = False
@@ -61,10 +64,7 @@ class Writes:
             await asyncio.sleep(due - time.monotonic())
             asked = time.monotonic()
             try:
-                if self.images == 1:
-                    await registry.create_image(**image(len(self.done)))
-                else:
-                    await registry.batch([{"op": "create_image", **image(n)} for n in range(self.images)])
+                await registry.create_image(**image(len(self.done)))
             except errors.RegistryError:
                 self.refused += 1
             else:
@@ -86,12 +86,10 @@ class Watch:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.used: dict[str, list[int]] = defaultdict(list)
         self.file: dict[str, list[int]] = defaultdict(list)
         self.memory: dict[str, list[int]] = defaultdict(list)
         self.copier: list[int] = [0]
         self.reader_s: list[float] = [0.0]
-        self.spool: list[int] = [0]
 
     async def run(self) -> None:
         while True:
@@ -106,14 +104,10 @@ class Watch:
         data = self.cluster.wiring.peer_dir(peer)
         with contextlib.suppress(OSError):
             self.file[peer].append((store_path(data) / "data.mdb").stat().st_size)
-            self.spool.append(sum(spool.stat().st_size for spool in (data / "spool").iterdir()))
         pids = [process.identity.pid, *_children(process.identity.pid)]
         sizes = [_anonymous_bytes(pid) for pid in pids]
         self.memory[peer].append(sizes[0])
         self.copier.append(sum(sizes[1:]))
-        status = self.cluster.ask_peer(peer, "/registry/v1/status")
-        if status is not None:
-            self.used[peer].append(status["db"]["used_bytes"])
         self.reader_s.append(_reader_age_s(self.cluster, peer))
 
 
@@ -140,20 +134,23 @@ def _reader_age_s(cluster: Cluster, peer: str) -> float:
     return 0.0
 
 
-@dataclass
-class Outcome:
-    """Seconds until the peer was back (None: never), and by which factor the largest database grew."""
+async def run(images: int = IMAGES) -> Outcome:
+    """The whole run; loads the images where that was not done before."""
+    stores = RUN_DIR / "soak" / f"images-{images}"
+    if not stores.exists():
+        making = stores.with_name(f"{stores.name}.making")
+        await asyncio.to_thread(fill, making, images)
+        making.rename(stores)
+    with copied(stores) as base:
+        cluster = Cluster(base, gateways={}, peer_limits={"log_keep_entries": LOG_KEEP_ENTRIES})
+        await asyncio.to_thread(cluster.start)
+        try:
+            return await _measure(cluster, Writes(RATE), images)
+        finally:
+            await asyncio.to_thread(cluster.stop)
 
-    back_s: float | None
-    growth: float
-    same: bool
 
-    @property
-    def holds(self) -> bool:
-        return self.same and self.back_s is not None and self.back_s <= BACK_MAX_S and self.growth <= GROWTH_MAX
-
-
-async def run(cluster: Cluster, writes: Writes) -> Outcome:
+async def _measure(cluster: Cluster, writes: Writes, images: int) -> Outcome:
     leader = await asyncio.to_thread(cluster.wait_leader)
     wiped = next(peer for peer in cluster.peers if peer != leader)
     watch = Watch(cluster)
@@ -162,8 +159,6 @@ async def run(cluster: Cluster, writes: Writes) -> Outcome:
         started = time.monotonic()
         await asyncio.sleep(_BEFORE_S)
         before = {peer: max(watch.file[peer]) for peer in cluster.peers}
-        used_before = {peer: watch.used[peer][-1] for peer in cluster.peers}
-        memory_before = {peer: watch.memory[peer][-1] for peer in cluster.peers}
         cluster.kill(wiped)
         shutil.rmtree(store_path(cluster.wiring.peer_dir(wiped)))
         watch.file[wiped].clear()
@@ -179,21 +174,25 @@ async def run(cluster: Cluster, writes: Writes) -> Outcome:
         same = await _until(lambda: _all_the_same(cluster)) is not None
         tasks[1].cancel()
         await asyncio.gather(tasks[1], return_exceptions=True)
-    back_s = None if back is None else ended - began
-    print(f"writes before:    {writes.between(started, began)}")
-    print(f"writes meanwhile: {writes.between(began, ended)}; {writes.refused} refused in all")
-    for peer in cluster.peers:
-        role = "leader" if peer == leader else "wiped" if peer == wiped else "follower"
-        print(
-            f"{peer} {role:8}  file MiB {before[peer] // _MIB} -> peak {max(watch.file[peer]) // _MIB}, used MiB "
-            f"{used_before[peer] // _MIB} -> {watch.used[peer][-1] // _MIB}; "
-            f"memory MiB {memory_before[peer] // _MIB} -> peak {max(watch.memory[peer]) // _MIB}"
-        )
-    print(
-        f"copier memory MiB {max(watch.copier) // _MIB}, spool MiB {max(watch.spool) // _MIB}, "
-        f"oldest reader {max(watch.reader_s):.1f} s"
-    )
-    return Outcome(back_s, max(max(watch.file[peer]) / before[peer] for peer in cluster.peers), same)
+    growth = max(max(watch.file[peer]) / before[peer] for peer in cluster.peers)
+    outcome = Outcome("rejoin")
+    outcome.figures = {
+        "images": images,
+        "back_s": None if back is None else round(ended - began, 1),
+        "growth": round(growth, 2),
+        "writes_before": writes.between(started, began),
+        "writes_meanwhile": writes.between(began, ended),
+        "writes_refused": writes.refused,
+        "file_mib": max(before.values()) // _MIB,
+        "receiver_memory_mib": max(watch.memory[wiped]) // _MIB,
+        "leader_memory_mib": max(watch.memory[leader]) // _MIB,
+        "copier_memory_mib": max(watch.copier) // _MIB,
+        "oldest_reader_s": round(max(watch.reader_s), 1),
+    }
+    outcome.require(back is not None and ended - began <= BACK_MAX_S, f"not back within {BACK_MAX_S:.0f} s")
+    outcome.require(growth <= GROWTH_MAX, f"a database grew beyond {GROWTH_MAX} times its size")
+    outcome.require(same, "the peers do not hold the same in the end")
+    return outcome
 
 
 def _rejoin(cluster: Cluster, peer: str) -> None:
@@ -238,30 +237,3 @@ def copied(stores: Path) -> Iterator[Path]:
         yield copy
     finally:
         shutil.rmtree(copy)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.soak.rejoin", description=__doc__)
-    parser.add_argument("stores", type=Path, help="directory of a cluster that ops.soak.images filled")
-    parser.add_argument("--log-keep-entries", type=int, default=1000, help="so that a small registry needs a snapshot")
-    parser.add_argument("--rate", type=float, default=100.0, help="requests per second meanwhile (default 100)")
-    parser.add_argument("--batch", type=int, default=1, help="images in each of these requests (default 1)")
-    options = parser.parse_args()
-    with copied(options.stores) as base:
-        cluster = Cluster(base, gateways={}, peer_limits={"log_keep_entries": options.log_keep_entries})
-        cluster.start()
-        try:
-            outcome = asyncio.run(run(cluster, Writes(options.rate, options.batch)))
-        finally:
-            cluster.stop()
-    back = "never" if outcome.back_s is None else f"after {outcome.back_s:.1f} s"
-    verdict = "PASS" if outcome.holds else "FAIL"
-    print(
-        f"rejoin: back {back} (at most {BACK_MAX_S:.0f} s), database grew to {outcome.growth:.2f} times its size "
-        f"(at most {GROWTH_MAX}), all peers {'the same' if outcome.same else 'NOT the same'}: {verdict}"
-    )
-    return 0 if outcome.holds else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

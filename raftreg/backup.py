@@ -27,7 +27,7 @@ from raftreg import config, stored_peer
 from raftreg.config import PeerConfig
 from raftreg.snapshots import copy_to_spool
 from raftreg.store import LogEntry, Store, StoreError, sync_directory
-from raftreg.tables import DIGEST_MODULUS, DIGESTED, HEAD, read_head, row_hash, unpack
+from raftreg.tables import DIGEST_MODULUS, DIGESTED, HEAD, decode_head, read_head, row_hash, unpack
 
 VERSION = 1
 _MAGIC = b"raftreg-backup\0%c" % VERSION
@@ -221,7 +221,7 @@ class Backup:
             yield rows
         if (kind, content) != ("trailer", [count, checksum.digest()]):
             raise BackupError(f"{self._path} is damaged: row count or checksum of the whole does not match")
-        if head is None or int.from_bytes(unpack(head)[2], "little") != rows_digest % DIGEST_MODULUS:
+        if head is None or decode_head(head).rows_digest != rows_digest % DIGEST_MODULUS:
             raise BackupError(f"{self._path}: the state's digest is not that of its rows; take another backup")
 
     def log(self) -> Iterator[LogEntry]:

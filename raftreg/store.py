@@ -50,6 +50,10 @@ class StoreError(Exception):
     """The data directory cannot be used as it is; the message says what to do."""
 
 
+class NeverStarted(StoreError):
+    """The store was initialised, and its peer has not run yet: there is no log and no state."""
+
+
 def damaged(peer: str | None, path: Path, what: str) -> StoreError:
     """The error for a disk whose content contradicts itself."""
     return StoreError(
@@ -273,7 +277,7 @@ class Store:
         try:
             return self.env.open_db(name, txn=self.txn, create=not self._read_only)
         except lmdb.NotFoundError:
-            raise StoreError(f"{self.path} is of a peer that was never started; nothing is in it yet.") from None
+            raise NeverStarted(f"{self.path} is of a peer that was never started; nothing is in it yet.") from None
 
     def _check_identity(self, peer: str | None, peers: Iterable[str] | None, cluster_id: str | None) -> Identity:
         row = self.txn.get(_IDENTITY, db=self._meta)

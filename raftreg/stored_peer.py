@@ -13,7 +13,7 @@ import lmdb
 
 from raftreg import config
 from raftreg.config import PeerConfig
-from raftreg.store import Identity, Store, StoreError, store_path
+from raftreg.store import Identity, NeverStarted, Store, StoreError, store_path
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def opened(settings: PeerConfig) -> Iterator[Store]:
     size = settings.limits.map_size_bytes
     try:
         store = Store(settings.data_dir, map_size_bytes=size, peer=settings.name, read_only=True)
-    except lmdb.NotFoundError:
+    except NeverStarted:
         # Never started: log and state are not even made. Nothing of what the owner makes now is committed.
         store = Store(settings.data_dir, map_size_bytes=size, peer=settings.name)
     try:

@@ -242,8 +242,11 @@ _EMPTY = [0, 1, 0, 1, *(0 for _ in COUNTERS[4:])]
 def read_head(view: View) -> Head:
     """The head; of an empty state: nothing applied, the first number is 1, the feed starts at revision 1."""
     row = view.get(HEAD)
-    if row is None:
-        return Head(0, 0, _EMPTY)
+    return Head(0, 0, _EMPTY) if row is None else decode_head(row)
+
+
+def decode_head(row: bytes) -> Head:
+    """The head's row. Raises DamagedHead, ValueError for another format."""
     packed = row[_CHECKSUM_BYTES:]
     if int.from_bytes(row[:_CHECKSUM_BYTES], "big") != zlib.crc32(packed):
         raise DamagedHead("it does not match its checksum")

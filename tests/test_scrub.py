@@ -47,6 +47,7 @@ def populated(view: View, *, validate: bool = False) -> Life:
         life.do(create(f"image {number}", key=f"key {number}", owner="demo", locations=[location("k")]))
     for number in (3, 5):
         life.do(delete(number + 10))
+    life.do({"op": "begin_epoch", "epoch": 2})
     return life
 
 

@@ -16,7 +16,7 @@ from aiohttp.typedefs import Middleware
 from raftreg import config as configuration
 from raftreg import errors, wire
 from raftreg.api_changes import Changes
-from raftreg.api_context import Context, Document, Leadership, Proposer, Reads
+from raftreg.api_context import PATIENCE, Context, Document, Leadership, Proposer, Reads
 from raftreg.api_forward import Forwarder
 from raftreg.api_images import Images
 from raftreg.api_integrity import Integrity, Soundness
@@ -144,7 +144,10 @@ def _edge(context: Context, forwarder: Forwarder) -> Middleware:
         """Carry a write out here or where the leader is. While the lead changes hands it has surely not happened, and
         is tried again with the next leader, until `leader_wait_s` after it came."""
         leadership = context.leadership
-        until = leadership.patience()
+        hopped = wire.HEADER_HOP in request.headers
+        # Whoever sent it on does the waiting, so that the waits of two peers don't add up.
+        until = leadership.patience(0.0 if hopped else None)
+        PATIENCE.set(until)
         while True:
             version = leadership.version
             try:
@@ -154,7 +157,6 @@ def _edge(context: Context, forwarder: Forwarder) -> Middleware:
             try:
                 return await forwarder.forward(request, here)
             except (errors.NotLeader, errors.NoQuorum):
-                hopped = wire.HEADER_HOP in request.headers
                 if hopped or not forwarder.reaches(here.leader) or not await leadership.changed(version, until):
                     raise
 

@@ -9,6 +9,7 @@ import functools
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,13 +35,17 @@ _ACTOR_HEADERS = (
     ("request_id", wire.HEADER_REQUEST_ID),
 )
 _ACTOR_BYTES_MAX = 255
+PATIENCE: ContextVar[float | None] = ContextVar("patience", default=None)
+"""Until when the request in hand may wait for a leader, however often it is tried; None: the usual time."""
 _PAGE_STEP_ROWS = 50
 
 
 class Proposer(Protocol):
     """What the API needs of the consensus service `Proposer`."""
 
-    async def propose(self, commands: Sequence[Document], *, deadline_s: float = 10.0) -> list[Document]: ...
+    async def propose(
+        self, commands: Sequence[Document], *, deadline_s: float = 10.0, patience: float | None = None
+    ) -> list[Document]: ...
 
 
 class Reads(Protocol):
@@ -62,7 +67,7 @@ class Leadership(Protocol):
     @property
     def leader(self) -> str | None: ...
 
-    def patience(self) -> float: ...
+    def patience(self, wait_s: float | None = None) -> float: ...
 
     async def known(self, until: float | None = None) -> str: ...
 
@@ -214,7 +219,9 @@ class Context:
                 raise errors.BadRequest(str(invalid)) from None
         counter = self.metrics.proposals
         try:
-            results = await self.proposer.propose(proposed, deadline_s=self.deadline_s(request))
+            results = await self.proposer.propose(
+                proposed, deadline_s=self.deadline_s(request), patience=PATIENCE.get()
+            )
         except errors.RegistryError as error:
             counter.labels(error.code).inc(len(proposed))
             raise

@@ -66,9 +66,9 @@ class Leadership:
         """Name of the leader as far as this peer knows."""
         return self._raft.leader
 
-    def patience(self) -> float:
-        """Until when something that arrives now may wait for a leader."""
-        return self._clock() + self._limits.leader_wait_s
+    def patience(self, wait_s: float | None = None) -> float:
+        """Until when something that arrives now may wait for a leader, by default `leader_wait_s`."""
+        return self._clock() + (self._limits.leader_wait_s if wait_s is None else wait_s)
 
     def lost_for_long(self) -> bool:
         """Whether no leader has been known for longer than anybody waits for one."""

@@ -74,19 +74,23 @@ class Proposer:
         """Commands accepted and not yet answered."""
         return self._commands_waiting
 
-    async def propose(self, commands: Sequence[dict[str, Any]], *, deadline_s: float = 10.0) -> list[Result]:
+    async def propose(
+        self, commands: Sequence[dict[str, Any]], *, deadline_s: float = 10.0, patience: float | None = None
+    ) -> list[Result]:
         """Replicate the commands in this order, with nothing of their own in between; one result for each.
 
-        Waits up to `leader_wait_s` while nobody leads. Raises NotLeader when another peer does; NoQuorum, Overloaded,
-        StorageFull, TooLarge: it surely did not happen. OutcomeUnknown: it may have, or may still; repeat it only with
-        the same idempotency key or session sequence.
+        Waits while nobody leads, up to `leader_wait_s` or the moment `patience` of `Leadership`'s clock. Raises
+        NotLeader when another peer does; NoQuorum, Overloaded, StorageFull, TooLarge: it surely did not happen.
+        OutcomeUnknown: it may have, or may still; repeat it only with the same idempotency key or session sequence.
         """
         if self._commands_waiting + len(commands) > self._limits.propose_queue_max:
             raise errors.Overloaded(f"{self._commands_waiting} commands wait already; try again later")
         deadline = self._clock() + deadline_s
         self._commands_waiting += len(commands)
         try:
-            return await self._propose(commands, deadline, min(deadline, self._leadership.patience()))
+            return await self._propose(
+                commands, deadline, min(deadline, self._leadership.patience() if patience is None else patience)
+            )
         finally:
             self._commands_waiting -= len(commands)
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from ops.soak import __main__ as program
 from ops.soak.outcome import Outcome, spread_ms
 from ops.soak.plain_clients import PlainClients
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where runs of a test are recorded."""
+    monkeypatch.setattr(program, "RUN_DIR", tmp_path)
+    return tmp_path / "soak" / "results.jsonl"
 
 
 def run_of(outcome: Outcome | Exception, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -24,7 +32,7 @@ def run_of(outcome: Outcome | Exception, monkeypatch: pytest.MonkeyPatch) -> int
 
 
 def test_a_run_that_keeps_its_targets_passes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], results: Path
 ) -> None:
     outcome = Outcome("one", spread_ms("pause", [0.1, 0.3, 0.2]))
     outcome.require(True, "never said")
@@ -34,6 +42,7 @@ def test_a_run_that_keeps_its_targets_passes(
     assert (document["soak"], document["pass"], document["problems"]) == ("one", True, [])
     assert (document["pause_count"], document["pause_median_ms"], document["pause_most_ms"]) == (3, 200.0, 300.0)
     assert document["commit"]
+    assert results.read_text() == line + "\n"
     assert verdict.startswith("soak one: PASS")
 
 

@@ -30,7 +30,7 @@ BOTH = (3, 5)
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    peers = BOTH if options.peers in (None, "", "both") else (int(options.peers),)
+    peers = BOTH if options.peers is None else (options.peers,)
     jobs = [
         Job(seed, peers[seed % len(peers)], options.observers, tuple(options.faults), options.without)
         for seed in range(options.base, options.base + options.seeds)
@@ -50,10 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=_count, default=50, help="how many schedules (default %(default)s)")
     parser.add_argument("--base", type=int, default=0, help="the first seed (default %(default)s)")
-    parser.add_argument("--peers", help="3 or 5 voters; default: by seed, one after the other")
+    parser.add_argument("--peers", type=int, choices=BOTH, help="voters; default: by seed, one after the other")
     parser.add_argument("--observers", type=int, help="how many observers beside them; default: drawn by the seed")
     parser.add_argument("--faults", nargs="*", default=[], choices=sorted(FAULTS), metavar="KIND", help="only these")
     parser.add_argument("--without", choices=sorted(RULES), metavar="RULE", help="switch a rule off until a seed fails")
+    parser.add_argument("--trace", action="store_true", help="print a hash of each seed's events, to compare runs")
     parser.add_argument("--jobs", type=_count, help="processes at a time (default: one per core)")
     return parser
 
@@ -71,6 +72,8 @@ def _run(jobs: list[Job], options: argparse.Namespace) -> Totals:
         task = bar.add_task("schedules", total=len(jobs))
         for job, outcome in run_all(jobs, DIRECTORY, options.jobs):
             totals.add(job, outcome)
+            if options.trace:
+                print(f"events of seed {job.seed}: {outcome.events}")
             bar.advance(task)
             if options.without and totals.failed:
                 break

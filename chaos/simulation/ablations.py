@@ -12,9 +12,6 @@ from typing import Any
 
 from raftreg import engine
 from raftreg.journal import Journal
-from raftreg.peer_links import PeerLinks
-from raftreg.positions import Positions
-from raftreg.raft import RaftNode
 from raftreg.read_rounds import ReadRounds
 from raftreg.reads import Reads
 from raftreg.snapshots import Snapshots
@@ -33,44 +30,20 @@ async def _no_barrier(_reads: Reads, *_: object) -> None:
     return None
 
 
-def _tell_no_term(say: Callable[..., None]) -> Callable[..., None]:
-    return lambda node, peer, kind, **fields: None if kind == "term" else say(node, peer, kind, **fields)
-
-
 def _confirm_at_once(rounds: ReadRounds, own: int, _recovering: object) -> list[Any]:
     completions = [(read.complete, read.index) for read in rounds._sent]
     rounds._sent.clear()
     return completions
 
 
-def _keep_older_connection(links: PeerLinks, name: str) -> None:
-    """The older connection's frames still count."""
-
-
-def _from_any_link(links: PeerLinks, link: Any, message: dict[str, Any]) -> None:
-    if link.peer is None:
-        links._welcome(link, message)
-    elif message.get("type") != "ping":
-        links.raft.receive(link.peer, message)
-        links._poke()
-
-
 RULES: dict[str, Callable[[], Patches]] = {
     "votes-are-durable": lambda: [(Store, "put_hard_state", lambda *_: None)],
-    "higher-terms-are-told": lambda: [(RaftNode, "_say", _tell_no_term(RaftNode._say))],
     "restart-resumes": lambda: [(engine.Core, "resume", lambda *_: None)],
     "truncation-is-tentative": lambda: [(Journal, "end_message", _forget_the_hidden_tail)],
     "older-snapshots-are-refused": lambda: [(Snapshots, "_is_newer", lambda *_: True)],
-    "acknowledgements-carry-their-term": lambda: [(RaftTransport, "accepts_acknowledgement", lambda *_: True)],
     "chunks-commit-nothing": lambda: [(RaftTransport, "without_unchecked_commit", lambda _, message: message)],
-    "forgetful-voters-recover": lambda: [(RaftNode, "greet", lambda *_: True)],
-    "positions-are-shared": lambda: [(Positions, "merge", lambda *_: None)],
     "reads-have-a-barrier": lambda: [(Reads, "barrier", _no_barrier)],
     "reads-wait-for-a-majority": lambda: [(ReadRounds, "confirm", _confirm_at_once)],
-    "older-connections-are-fenced": lambda: [
-        (PeerLinks, "_fence", _keep_older_connection),
-        (PeerLinks, "_on_inbound", _from_any_link),
-    ],
 }
 
 

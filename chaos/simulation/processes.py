@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chaos.simulation.judge import Violation
 from chaos.simulation.loop import SimulatedLoop
 from raftreg import queries, state_machine, store
 from raftreg.compaction import ChangeCompactor
@@ -20,6 +21,7 @@ from raftreg.engine import now
 from raftreg.leases import LeaseKeeper
 from raftreg.peer import Peer, Runtime
 from raftreg.state_checks import STATE_CHECKS
+from raftreg.store import StoreError
 from raftreg.tables import View
 
 if TYPE_CHECKING:
@@ -144,6 +146,12 @@ class RegistryProcess(Process):
     def start(self) -> None:
         self.begin()
         self.last_words = None
+        try:
+            self._put_together()
+        except StoreError as error:
+            raise Violation(f"{self.name} does not start: {error}") from error
+
+    def _put_together(self) -> None:
         with self.world.inside(self), self.loop.running():
             self.peer = Peer(
                 self.config,

@@ -92,6 +92,7 @@ class Outcome:
     violation: str | None = None
     stuck: bool = False
     trace: list[str] = field(default_factory=list)
+    events: str = ""  # hash over all events
 
 
 class Schedule:
@@ -145,6 +146,7 @@ class Schedule:
         except Violation as violation:
             outcome.violation = str(violation)
             outcome.trace = self.world.told()
+        outcome.events = self.world.events_hash()
         outcome.steps, outcome.acknowledged, outcome.reads = self.world.steps, judge.acknowledged, judge.reads
         return outcome
 

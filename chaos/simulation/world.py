@@ -44,6 +44,7 @@ class World:
         self._trace: deque[tuple[int, float, str, Any]] = deque(maxlen=TRACE_EVENTS_MAX)
         self.touched: set[str] = set()  # processes that ran since the last check
         self.leading: set[str] = set()  # peers that said at the last check that they lead
+        self._events = 0
         self._inside: Process | None = None
         self._clock_before = engine.use_clock(self._clock)
 
@@ -102,15 +103,21 @@ class World:
     def note(self, event: str, about: Process | None = None) -> None:
         """One line of the trace; with what a peer has become by it. Written out only for a violation."""
         raft = about.peer.raft if isinstance(about, RegistryProcess) and about.peer is not None else None
-        seen = None if raft is None else (raft.is_leader, raft.recovering, raft.term, raft.journal.last_index)
-        self._trace.append((self.steps, self.now, event, seen))
+        seen = () if raft is None else (raft.is_leader, raft.recovering, raft.term, raft.journal.last_index)
+        line = (self.steps, self.now, event, seen)
+        self._trace.append(line)
+        self._events = hash((self._events, line))
+
+    def events_hash(self) -> str:
+        """The same for the same events (with a fixed PYTHONHASHSEED)."""
+        return f"{self._events & (1 << 64) - 1:016x}"
 
     def told(self) -> list[str]:
         """The last events, for people."""
         lines = []
         for step, at, event, seen in self._trace:
             became = ""
-            if seen is not None:
+            if seen:
                 leads, recovers, term, last_index = seen
                 role = "leads in" if leads else "recovers in" if recovers else "in"
                 became = f"   [{role} term {term}, log up to {last_index}]"

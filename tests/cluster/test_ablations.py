@@ -121,6 +121,7 @@ def older_snapshots_are_installed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Snapshots, "_is_newer", lambda *_: True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("without_the_rule", "kind", "names", "shows_as", "seeds"),
     [

@@ -216,6 +216,7 @@ def schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     made.cluster.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [("ABC", seed) for seed in range(SEEDS)] + [("ABCDE", seed) for seed in range(SEEDS // 2)],

@@ -94,6 +94,7 @@ def has_caught_up(cluster: Cluster, peer: str) -> bool:
     return status is not None and not status["recovering"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leads", [False, True], ids=["follower, by its own scrub", "leader, by verify --scrub"])
 async def test_a_rotten_row_is_found_and_its_peer_stops_and_rejoins_while_writes_go_on(
     make_cluster: MakeCluster, tmp_path: Path, seed: int, leads: bool

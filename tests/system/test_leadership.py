@@ -57,6 +57,7 @@ async def test_no_request_fails_while_the_lead_is_given_away_ten_times(make_clus
     assert leader == await asyncio.to_thread(cluster.wait_leader)
 
 
+@pytest.mark.slow
 async def test_no_request_fails_while_leaders_are_told_to_stop_five_times(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(gateways={}, peer_timing=STEADY)
     await asyncio.to_thread(cluster.start)
@@ -72,6 +73,7 @@ async def test_no_request_fails_while_leaders_are_told_to_stop_five_times(make_c
     assert clients.failures == []
 
 
+@pytest.mark.slow
 async def test_no_request_fails_while_followers_are_told_to_stop(make_cluster: MakeCluster) -> None:
     """What a stopping follower has forwarded is answered before it ends."""
     cluster = make_cluster(gateways={}, peer_timing=STEADY)

@@ -72,3 +72,19 @@ def test_the_longest_pause_is_found_between_writes_and_at_both_ends() -> None:
     assert clients.longest_pause_s(0.9, 1.7) == pytest.approx(0.5)
     assert clients.longest_pause_s(0.0, 1.7) == pytest.approx(1.0)
     assert clients.longest_pause_s(1.55, 2.9) == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize(("any_speed", "status"), [(False, 1), (True, 0)])
+def test_a_missed_target_of_time_passes_only_where_any_speed_will_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], any_speed: bool, status: int
+) -> None:
+    outcome = Outcome("one", {"pause": 3})
+    outcome.within(False, "too slow")
+
+    async def run() -> Outcome:
+        return outcome
+
+    monkeypatch.setattr(program, "RUNS", {"one": run})
+    monkeypatch.setattr(sys, "argv", ["soak", "one", *(["--any-speed"] if any_speed else [])])
+    assert program.main() == status
+    assert "FAIL: too slow" in capsys.readouterr().out

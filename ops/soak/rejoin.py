@@ -189,7 +189,7 @@ async def _measure(cluster: Cluster, writes: Writes, images: int) -> Outcome:
         "copier_memory_mib": max(watch.copier) // _MIB,
         "oldest_reader_s": round(max(watch.reader_s), 1),
     }
-    outcome.require(back is not None and ended - began <= BACK_MAX_S, f"not back within {BACK_MAX_S:.0f} s")
+    outcome.within(back is not None and ended - began <= BACK_MAX_S, f"not back within {BACK_MAX_S:.0f} s")
     outcome.require(growth <= GROWTH_MAX, f"a database grew beyond {GROWTH_MAX} times its size")
     outcome.require(same, "the peers do not hold the same in the end")
     return outcome

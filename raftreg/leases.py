@@ -103,15 +103,13 @@ class LeaseKeeper:
         """Let the leases lapse that nobody renewed; returns their zones."""
         if not self._leads():
             return []
-        overdue = [
-            (zone, row)
-            for zone, row in queries.zones(self._reads.view()).items()
-            if row["live"] and self._age_s(zone) > self._lease_s
-        ]
-        for zone, row in overdue:
-            logger.warning("zone %s: no heartbeat for %.1f s; its lease lapses", zone, self._age_s(zone))
-            await self._propose(zone, row, live=False)
-        return [zone for zone, _ in overdue]
+        live = {zone: row for zone, row in queries.zones(self._reads.view()).items() if row["live"]}
+        # All ages before the first proposal: while one is on its way, this peer may stop to lead.
+        overdue = {zone: age_s for zone in live if (age_s := self._age_s(zone)) > self._lease_s}
+        for zone, age_s in overdue.items():
+            logger.warning("zone %s: no heartbeat for %.1f s; its lease lapses", zone, age_s)
+            await self._propose(zone, live[zone], live=False)
+        return list(overdue)
 
     def _age_s(self, zone: str) -> float:
         assert self._leading_since is not None

@@ -42,7 +42,7 @@ class ObserverLinks:
     def welcome(self, name: str, link: FrameProtocol) -> None:
         """Serve a connection whose hello was accepted; an older one of that observer ends before its first frame."""
         self._drop(name)
-        link.send({"type": "hello_ack", "must_recover": False}, self._limits.transport_buffer_max_bytes)
+        link.send({"type": "hello_ack"}, self._limits.transport_buffer_max_bytes)
         link.peer, link.on_frame = name, self._on_frame
         self._links[name] = link
         link.closed.add_done_callback(lambda _: self._closed(name, link))

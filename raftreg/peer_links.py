@@ -22,7 +22,7 @@ from raftreg.certificates import subject_of
 from raftreg.config import Limits, Timing, split_address
 from raftreg.engine import now
 from raftreg.observer_links import ObserverLinks
-from raftreg.positions import Hello
+from raftreg.positions import Hello, has_forgotten
 from raftreg.raft import RaftNode
 from raftreg.transport import LENGTH, NUMBER_MAX, Message, encode_frame
 from raftreg.voter_set import announcement, objection
@@ -306,7 +306,11 @@ class PeerLinks:
         if answer.get("error"):
             self._refused(name, link, str(answer["error"]))
             return None
-        if answer.get("must_recover"):
+        if (remembered := answer.get("remembered")) is not None:
+            # Judged here, by what the disk holds now: the hello may have been overtaken by news of this peer.
+            if not has_forgotten(tuple(remembered), self.raft.hello()):
+                self._refused(name, link, f"{name} had news of this peer that are newer than the hello; dialling again")
+                return None
             self.raft.begin_recovery(f"{name} remembers that this peer acknowledged more than its disk holds")
             self._poke()
             self._refused(name, link, "saying hello again as recovering")
@@ -347,11 +351,11 @@ class PeerLinks:
         if observer is not None:
             self._observers.welcome(observer, link)
             return
-        accepted = self.raft.greet(name, _said(hello))
-        link.transport.write(encode_frame({"type": "hello_ack", "must_recover": not accepted}))
-        if not accepted:
+        if not self.raft.greet(name, _said(hello)):
+            link.transport.write(encode_frame({"type": "hello_ack", "remembered": self.raft.remembered(name)}))
             link.transport.close()
             return
+        link.transport.write(encode_frame({"type": "hello_ack"}))
         self._fence(name)
         link.peer = name
         self._peers[name].inbound = link

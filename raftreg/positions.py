@@ -27,6 +27,16 @@ class Hello:
     last_log_term: int = 0
 
 
+def has_forgotten(known: Position | None, hello: Hello) -> bool:
+    """Whether a voter of which `known` is remembered has forgotten some of that by its own word."""
+    if known is None or hello.recovering:
+        return False
+    if hello.store_id == known[2]:
+        return (hello.term, hello.last_index) < known[:2]
+    recovered = hello.recovered
+    return recovered is None or recovered < known[:2] or (hello.term, hello.last_index) < recovered
+
+
 class Positions:
     """Kept in memory and, with the next commit after a change, in the store."""
 
@@ -36,7 +46,10 @@ class Positions:
         self._changed = False
 
     def greet(self, peer: str, hello: Hello) -> bool:
-        """False: the voter has forgotten something that it had acknowledged, and must recover.
+        """False: the hello says less than the voter is known to have acknowledged, so there is no link with it.
+
+        Either the voter has forgotten that and must recover, or word of it came by the leader before the hello did.
+        Only the voter can tell, by applying `has_forgotten` to what its disk holds when it gets the answer.
 
         A recovering voter promises nothing any more; what is remembered of it starts anew with its hello.
         """
@@ -44,13 +57,11 @@ class Positions:
         if known is None or hello.recovering:
             self._remember(peer, (hello.term, 0, hello.store_id))
             return True
-        if hello.store_id != known[2]:
-            if hello.recovered is None or hello.recovered < known[:2]:
-                return False
-            self._remember(peer, (*hello.recovered, hello.store_id))
-            known = self._known[peer]
-        if (hello.term, hello.last_index) < known[:2]:
+        if has_forgotten(known, hello):
             return False
+        if hello.recovered is not None and hello.store_id != known[2]:
+            known = (*hello.recovered, hello.store_id)
+            self._remember(peer, known)
         if hello.term > known[0]:
             # Its last index says nothing yet: an old tail may still be cut by the leader of the new term.
             self._remember(peer, (hello.term, 0, known[2]))

@@ -26,7 +26,7 @@ from raftreg.digests import Digests, StateChecks
 from raftreg.engine import now
 from raftreg.journal import Journal
 from raftreg.observers import FROM_OBSERVERS, Observers
-from raftreg.positions import Hello, Positions
+from raftreg.positions import Hello, Position, Positions
 from raftreg.read_rounds import Complete, ForwardedReads, Freshness, ReadRounds
 from raftreg.snapshots import Fatal, Snapshots, unchecked_rows
 from raftreg.store import Store
@@ -221,13 +221,17 @@ class RaftNode:
     # -- events ---------------------------------------------------------------------------------------------------
 
     def greet(self, peer: str, hello: Hello) -> bool:
-        """A voter says hello. False: it has forgotten something that it had acknowledged, and must recover."""
+        """A voter says hello. False: it says less than is remembered of it, and there is no link with it."""
         if hello.recovering:
             self.core.forget_match(self._nodes[peer])
         accepted = self._positions.greet(peer, hello)
         if accepted:
             self.voters.meet(peer, hello)
         return accepted
+
+    def remembered(self, peer: str) -> Position | None:
+        """What this voter remembers of another: the highest that it knows it to have acknowledged."""
+        return self._positions.shared().get(peer)
 
     def link_up(self, peer: str) -> None:
         """Both directions to a voter or observer are open."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,3 +103,27 @@ async def test_the_running_keeper_lets_leases_lapse_by_itself(cluster: Registry)
         while live(cluster):  # noqa: ASYNC110 - the state has no event
             await asyncio.sleep(0.01)
     running.cancel()
+
+
+async def test_losing_the_lead_between_two_lapses_ends_neither_the_check_nor_the_keeper(cluster: Registry) -> None:
+    """While the first lapse is proposed a heartbeat finds out that another peer leads now."""
+    peer, clock, reign = cluster.peers["a"], Clock(), {"leader": "a"}
+
+    class LosesTheLead:
+        async def propose(self, commands: Sequence[dict[str, Any]], **_: float) -> list[dict[str, Any]]:
+            reign["leader"] = "b"
+            with pytest.raises(errors.NotLeader):
+                await leases.heartbeat("ams", "ams-1")
+            return [{} for _ in commands]
+
+    class Reads:
+        view = staticmethod(peer.reads.view)
+        freshness = staticmethod(lambda: reign)
+
+    for zone in ("ams", "fra"):
+        await keeper(cluster, clock).heartbeat(zone, f"{zone}-1")
+    leases = LeaseKeeper(LosesTheLead(), Reads(), peer_name="a", lease_s=10.0, clock=clock)
+    assert await leases.check() == []
+    clock.now += 10.1
+    assert await leases.check() == ["ams", "fra"]
+    assert await leases.check() == []

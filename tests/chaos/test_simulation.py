@@ -63,6 +63,7 @@ def test_a_violation_is_told_with_its_last_events_and_the_command_that_repeats_i
     assert "client-" in (tmp_path / trace[1]).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "seed"), MISSED_BY.items())
 def test_without_a_rule_a_schedule_ends_in_a_violation(tmp_path: Path, rule: str, seed: int) -> None:
     done = simulate(tmp_path, "--seeds", 1, "--base", seed, "--peers", 3, "--without", rule)

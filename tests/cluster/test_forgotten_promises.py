@@ -12,7 +12,7 @@ import pytest
 
 from raftreg.config import Limits
 from raftreg.engine import Core
-from raftreg.positions import Hello, Positions
+from raftreg.positions import Hello, Positions, has_forgotten
 from raftreg.raft import RaftNode
 from raftreg.store import Store, initialise
 from tests.cluster.conftest import MakeCluster
@@ -303,7 +303,18 @@ def test_a_voter_that_kept_its_promises_or_made_up_for_them_is_accepted(position
 )
 def test_a_voter_that_has_forgotten_something_must_recover(positions: Positions, hello: Hello) -> None:
     assert not positions.greet("B", hello)
+    assert has_forgotten(positions.shared()["B"], hello)
     assert positions.greet("B", Hello(hello.store_id, hello.term, hello.last_index, recovering=True))
+
+
+def test_a_hello_that_was_overtaken_by_news_of_the_voter_is_no_sign_of_forgetting(positions: Positions) -> None:
+    """B says hello, acknowledges more to the leader A, and A's word of that reaches C before the hello does."""
+    overtaken = Hello("old", term=7, last_index=40)
+    positions.merge({"B": (7, 41, "old")})
+    assert not positions.greet("B", overtaken)
+    now_on_disk = Hello("old", term=7, last_index=41)
+    assert not has_forgotten(positions.shared()["B"], now_on_disk)
+    assert positions.greet("B", now_on_disk)
 
 
 def test_what_is_remembered_survives_a_restart(positions: Positions) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -130,6 +131,8 @@ def _verdict_without(rule: str, totals: Totals) -> int:
 
 
 if __name__ == "__main__":
+    # An end by SIGTERM takes the workers along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if os.environ.get("PYTHONHASHSEED") != "0":
         # Sets of names are walked in the order of their hashes, which Python draws anew for every process.
         command = [sys.executable, "-m", "chaos.simulation", *sys.argv[1:]]

@@ -189,6 +189,7 @@ def test_wrong_usage_is_2_and_help_has_examples() -> None:
     assert re.fullmatch(r"raftreg \d+\.\d+\.\d+\S*\n", raftreg("version"))
 
 
+@pytest.mark.slow
 def test_a_peer_whose_disk_was_replaced_rejoins_and_catches_up(directory: Path) -> None:
     raftreg("init", directory, *peer_arguments("abc"))
     with contextlib.ExitStack() as stack:

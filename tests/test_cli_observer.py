@@ -69,6 +69,7 @@ def test_an_observer_is_added_to_a_cluster_served_and_shown(directory: Path) -> 
         assert (identity.observer, identity.cluster_id, identity.peers) == (True, voter["cluster_id"], ("a",))
 
 
+@pytest.mark.slow
 def test_an_observer_is_added_where_no_voter_s_directory_is_left(directory: Path, tmp_path: Path) -> None:
     peers = peer_arguments("a")
     raftreg("init", directory, *peers)
@@ -85,6 +86,7 @@ def test_an_observer_is_added_where_no_voter_s_directory_is_left(directory: Path
             wait_until_caught_up(directory, f"https://{where}")
 
 
+@pytest.mark.slow
 def test_init_makes_observers_and_a_wiped_one_is_made_anew_with_one_command(directory: Path) -> None:
     where = address()
     output = raftreg("init", directory, *peer_arguments("abc"), "--observer", f"ams={where}")

@@ -143,6 +143,7 @@ async def test_a_single_peer_becomes_three(directory: Path) -> None:
         assert await numbers(directory) == [1, 2]
 
 
+@pytest.mark.slow
 def test_machines_are_changed_one_by_one_with_what_the_first_one_printed(directory: Path) -> None:
     """c is replaced by d: a and b on machines of their own, the authority on a third."""
     raftreg("init", directory, *peer_arguments("abc"))

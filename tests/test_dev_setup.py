@@ -141,6 +141,7 @@ def test_settings_of_pip_and_python_that_point_elsewhere_do_not_divert_it(made: 
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.slow
 def test_an_environment_whose_interpreter_is_gone_is_made_anew(made: Checkout) -> None:
     (made.env / "bin" / "python").unlink()
     status, said = made.prepare()

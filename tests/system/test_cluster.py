@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STORY_TIMEOUT_S = 170
 
 
+@pytest.mark.slow
 async def test_a_cluster_comes_back_on_other_ports_with_everything_that_it_held(make_cluster: MakeCluster) -> None:
     first = make_cluster(proxied=True)
     await asyncio.to_thread(first.start)

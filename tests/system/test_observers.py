@@ -128,6 +128,7 @@ async def test_an_isolated_observer_s_staleness_grows_and_it_serves_what_it_can(
         await until(is_back)
 
 
+@pytest.mark.slow
 async def test_observers_that_come_and_go_fail_no_write(make_cluster: MakeCluster) -> None:
     cluster = await started(make_cluster, "ams", "fra")
     async with voters(cluster) as registry:
@@ -159,6 +160,7 @@ async def test_an_observer_alone_with_one_voter_of_three_makes_no_quorum(make_cl
         assert (await ask("GET", "images")).status == 503
 
 
+@pytest.mark.slow
 async def test_the_directories_of_observers_survive_a_restart_of_everything(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ async def test_an_isolated_leader_is_replaced_and_its_writes_are_not_doubled(
     assert verdict.ok, f"seed {seed}, base {cluster.base}: {verdict.problems}"
 
 
+@pytest.mark.slow
 async def test_a_flapping_link_between_two_peers_stops_nobody_for_long(
     make_cluster: MakeCluster, tmp_path: Path, seed: int
 ) -> None:

@@ -92,6 +92,7 @@ async def test_many_power_failures_of_all_peers_lose_no_acknowledged_write(
     await power_failures(make_cluster(gateways={}), library, tmp_path / "history.jsonl", seed, count=30)
 
 
+@pytest.mark.slow
 async def test_a_peer_whose_power_failed_rejoins_the_others_and_nothing_is_lost(
     make_cluster: MakeCluster, library: Path, tmp_path: Path, seed: int
 ) -> None:

@@ -81,6 +81,7 @@ async def test_a_survivor_begins_a_new_epoch_with_all_that_it_holds_and_grows_ag
         await old_cursor_is_gone(directory, "1.1")
 
 
+@pytest.mark.slow
 async def test_a_backup_of_a_running_peer_becomes_a_new_epoch_on_an_empty_disk(directory: Path) -> None:
     file = directory.parent / "registry.backup"
     with ran_before(directory, "a"):

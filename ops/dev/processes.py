@@ -50,7 +50,9 @@ def _started_linux(pid: int) -> str | None:
         return None
     # The second field is the program's name in brackets, which may itself hold blanks and brackets.
     fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else f"{_boot()}.{fields[19]}"
+    # A zombie with other threads is still ending: until they are gone it holds its files and can't be reaped.
+    ended = fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) <= 1)
+    return None if ended else f"{_boot()}.{fields[19]}"
 
 
 @functools.cache

@@ -16,6 +16,12 @@ from ops.dev.processes import Identity, Process, ProcessError
 
 # Says that it is up, then waits for ever.
 WAITS = "import signal, sys; {handler}; print('up', flush=True); signal.pause()"
+FIRST_THREAD_ENDS = """
+import ctypes, threading
+threading.Thread(target=threading.Event().wait).start()
+print("up", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
 SOON_S = 10.0
 
 
@@ -79,6 +85,22 @@ def test_a_process_is_known_until_it_ends_even_as_a_zombie(tmp_path: Path) -> No
     assert processes.wait_gone(identity, SOON_S)
     child.communicate()
     assert processes.identify(child.pid) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ps tells of processes, not of threads")
+def test_a_process_has_not_ended_before_the_last_of_its_threads() -> None:
+    """Its first thread is a zombie, and another one still holds all its files."""
+    child = subprocess.Popen([sys.executable, "-c", FIRST_THREAD_ENDS], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    stat = Path(f"/proc/{child.pid}/stat")
+    assert processes.wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z", SOON_S)
+    identity = processes.identify(child.pid)
+    assert identity is not None
+    assert processes.is_running(identity)
+    processes.stop(identity)
+    assert child.poll() == -signal.SIGTERM
+    child.stdout.close()
 
 
 def test_stop_waits_for_an_orderly_end_and_gives_the_status(obedient: Process) -> None:

@@ -3,7 +3,8 @@
     python -m ops.dev.test [--slow-too | --slow-only] [PYTEST ARGUMENT...]
 
 Of several choices the last counts; without one, everything but the tests marked slow is run. The
-exit status is pytest's, except that there being no slow tests is no failure.
+exit status is pytest's, except that there being no slow tests is no failure. Modules of tests are spread over
+processes, one per core; `-n 0` runs them in one, for a debugger.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from collections.abc import Sequence
 
 import pytest
 
-# The promise is six minutes (slow tests: ten) on two idle cores, measured at bd1b810: ten and five. Past four times the
-# promise, something hangs or has grown.
+# The promise is six minutes (slow tests: ten) on two idle cores. Past four times that, something hangs or has grown.
 SESSION_TIMEOUT_S = 24 * 60
 SLOW_SESSION_TIMEOUT_S = 40 * 60
 SLOWEST_SHOWN_MAX = 10
+# Each test may start a dozen processes of its own.
+PROCESSES_MAX = 4
 COLLECT_TIMEOUT_S = 300
 # A test's own time limit can't end what holds the interpreter: then the run ends this much past its bound.
 GRACE_S = 240
@@ -40,7 +42,10 @@ def pytest_arguments(choice: str, rest: Sequence[str]) -> list[str]:
     """The arguments for pytest: the target's own, then the caller's, which win."""
     selection, session_timeout_s = CHOICES[choice]
     bounds = [f"--session-timeout={session_timeout_s}", f"--durations={SLOWEST_SHOWN_MAX}", "--durations-min=1"]
-    return [*selection, *bounds, *rest]
+    # Tests of a module share what takes long to make, so a module stays in one process.
+    # A process that a hanging test has ended is not replaced: the new one would begin with that test.
+    spread = ["-n", "auto", f"--maxprocesses={PROCESSES_MAX}", "--dist", "loadfile", "--max-worker-restart=0"]
+    return [*selection, *bounds, *spread, *rest]
 
 
 def limit_memory() -> None:

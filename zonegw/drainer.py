@@ -27,7 +27,7 @@ from zonegw.errors import (
 )
 from zonegw.id_pool import IdPool
 from zonegw.metrics import GatewayMetrics
-from zonegw.store import Store, Txn
+from zonegw.store import Store, Txn, pack
 from zonegw.write_queue import PendingWrite, Session, WriteQueue
 
 log = logging.getLogger(__name__)
@@ -262,7 +262,7 @@ class Drainer:
         changed: set[str] = set()
         size = 0
         for write in self._queue.pending(txn):
-            size += len(write.row())
+            size += len(pack(write.command))
             full = len(picked) >= self._limits.session_window or size > self._limits.drain_batch_max_bytes
             if write.uuid in changed or (picked and full):
                 break

@@ -13,7 +13,7 @@ Properties of the queue:
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -43,9 +43,6 @@ class PendingWrite:
     payload: bytes | None = None
     previous_hash: bytes | None = None
 
-    def row(self) -> bytes:
-        return pack(asdict(self))
-
 
 @dataclass(slots=True)
 class Session:
@@ -58,6 +55,11 @@ class Session:
     acked_sequence: int = 0
     acked_hash: bytes = INITIAL_HASH
     token: int | None = None
+
+
+def _fields(record: PendingWrite | Session) -> dict[str, Any]:
+    """By name, as stored; not copied."""
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 class WriteQueue:
@@ -76,7 +78,7 @@ class WriteQueue:
         position = self.highest_position(txn) + 1
         txn.put("meta", b"queue.highest", u64(position))
         write = PendingWrite(position, uuid, command, self._now_us(), create_position)
-        txn.put("queue", u64(position), write.row())
+        txn.put_row("queue", u64(position), _fields(write))
         return position
 
     def highest_position(self, txn: Txn) -> int:
@@ -106,7 +108,7 @@ class WriteQueue:
         return None if row is None else Session(**row)
 
     def save_session(self, txn: Txn, session: Session) -> None:
-        txn.put_row("meta", b"session", asdict(session))
+        txn.put_row("meta", b"session", _fields(session))
 
     def mark_sent(self, txn: Txn, session: Session, write: PendingWrite, command: dict[str, Any]) -> None:
         """Fix sequence, payload and previous hash of `write`; `command` is its final form."""
@@ -115,14 +117,14 @@ class WriteQueue:
         write.previous_hash = session.highest_hash
         session.highest_sequence = write.sequence
         session.highest_hash = chain_hash(write.previous_hash, write.payload)
-        txn.put("queue", u64(write.position), write.row())
+        txn.put_row("queue", u64(write.position), _fields(write))
 
     # Verdicts.
 
     def ack(self, txn: Txn, session: Session, write: PendingWrite, result: dict[str, Any]) -> None:
         """The registry applied `write`: it leaves the queue and is retained."""
         self._consume(txn, session, write)
-        row = {"session": session.uuid, "acked_us": self._now_us(), "write": asdict(write), "result": result}
+        row = {"session": session.uuid, "acked_us": self._now_us(), "write": _fields(write), "result": result}
         txn.put_row("retained", u64(write.position), row)
 
     def park(
@@ -166,7 +168,7 @@ class WriteQueue:
         for later in list(self.pending(txn, write.position)):
             if later.sequence is not None:
                 later.sequence = later.payload = later.previous_hash = None
-                txn.put("queue", u64(later.position), later.row())
+                txn.put_row("queue", u64(later.position), _fields(later))
         session.highest_sequence, session.highest_hash = session.acked_sequence, session.acked_hash
         self.save_session(txn, session)
         return self._park_chain(txn, write, reason)
@@ -196,7 +198,7 @@ class WriteQueue:
         self.save_session(txn, session)
 
     def _put_parked(self, txn: Txn, write: PendingWrite, reason: dict[str, Any], behind: int | None) -> None:
-        row = {"write": asdict(write), "reason": reason, "behind": behind, "parked_us": self._now_us()}
+        row = {"write": _fields(write), "reason": reason, "behind": behind, "parked_us": self._now_us()}
         txn.put_row("parked", u64(write.position), row)
 
     def parked(self, txn: Txn) -> Iterator[dict[str, Any]]:

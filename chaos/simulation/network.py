@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,10 +68,7 @@ class Connection:
         self.dialler, self.listener = dialler, listener
         self.outward = Stream(2 * number, dialler, listener)
         self.homeward = Stream(2 * number + 1, listener, dialler)
-
-    @property
-    def streams(self) -> tuple[Stream, Stream]:
-        return self.outward, self.homeward
+        self.streams = (self.outward, self.homeward)
 
 
 class SimulatedTransport(asyncio.Transport):
@@ -210,24 +207,20 @@ class Network:
     # -- for the world --------------------------------------------------------------------------------------------
 
     def deliverable(self) -> list[Stream]:
-        """Streams from which something can be read now."""
-        self._forget_dead()
-        return [stream for stream in self._streams() if self._can_deliver(stream)]
-
-    def _streams(self) -> Iterator[Stream]:
-        for connection in self.connections:
-            yield from connection.streams
-
-    def _can_deliver(self, stream: Stream) -> bool:
-        return (
-            bool(stream.chunks)
+        """Streams from which something can be read now. Connections that nobody reads any more are forgotten."""
+        self.connections = [
+            c for c in self.connections if c.outward.protocol is not None or c.homeward.protocol is not None
+        ]
+        blocked = self.blocked
+        return [
+            stream
+            for connection in self.connections
+            for stream in connection.streams
+            if stream.chunks
             and stream.protocol is not None
             and stream.target.alive
-            and (stream.source.name, stream.target.name) not in self.blocked
-        )
-
-    def _forget_dead(self) -> None:
-        self.connections = [c for c in self.connections if any(s.protocol is not None for s in c.streams)]
+            and (stream.source.name, stream.target.name) not in blocked
+        ]
 
     def deliver(self, stream: Stream, chunks: int, cut: Callable[[int], int] | None) -> str:
         """Have the reader read; returns what, for the trace."""

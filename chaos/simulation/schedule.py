@@ -318,11 +318,7 @@ class Schedule:
         for process in world.due():
             world.run(process)
         for _ in range(EXCHANGES_PER_ROUND):
-            for stream in world.network.deliverable():
-                if stream.chunks and stream.protocol is not None:
-                    world.deliver(stream, 1000)
-            for call in world.movable():
-                world.move(call)
+            world.exchange()
         world.pass_time(ROUND_S)
         self._check()
 

@@ -152,6 +152,18 @@ class World:
         call.client.run()
         self.note(str(call), call.server)
 
+    def exchange(self) -> None:
+        """Everything that is under way arrives; then those run who got something."""
+        reached: dict[str, Process] = {}
+        for stream in self.network.deliverable():
+            self.network.deliver(stream, len(stream.chunks), None)
+            reached[stream.target.name] = stream.target
+        for call in self.movable():
+            call.move()
+            reached[call.server.name], reached[call.client.name] = call.server, call.client
+        for process in reached.values():
+            self.run(process)
+
     def call(self, client: Process, server: RegistryProcess, method: str, body: dict[str, Any]) -> Call:
         """A request sets out; it moves when the world moves it."""
         made = Call(client, server, method, body)

@@ -40,13 +40,16 @@ _UPDATE = {
     "unset": list,
     "add_locations": list,
     "remove_locations": list,
+    "set_members": dict,
+    "remove_members": list,
     "force": bool,
 }
 _BATCH = {"operations": list, "atomic": bool}
 _BATCH_OPS = ("create_image", "update_image", "delete_image", "allocate_ids")
 _WRITERS = ("operator", "client", "gateway")
-_FILTERS = ("owner", "visibility", "name", "status", "home_zone")
-_LIST_PARAMETERS = {*_FILTERS, "sort", "limit", "marker", "consistency", "max_staleness"}
+_FILTERS = ("owner", "visibility", "name", "status", "home_zone", "data_zone", "member", "member_status")
+_TAGS_FILTERED_MAX = 16
+_LIST_PARAMETERS = {*_FILTERS, "tag", "sort", "limit", "marker", "consistency", "max_staleness"}
 
 
 class Images:
@@ -138,10 +141,15 @@ class Images:
         marker = number_parameter(query, "marker")
         sort, descending = _order(query.get("sort", "created_at:desc"))
         filters = {name: query[name] for name in _FILTERS if name in query}
+        tags = query.getall("tag", [])
+        if len(tags) > _TAGS_FILTERED_MAX:
+            raise errors.BadRequest(f"{len(tags)} tags; at most {_TAGS_FILTERED_MAX} can be asked for at once")
         view = await self._context.view(request)
 
         def read(marker: int | None, count: int) -> tuple[list[Document], int | None]:
-            return queries.list_images(view, **filters, sort=sort, descending=descending, marker=marker, limit=count)
+            return queries.list_images(
+                view, **filters, tags=tags, sort=sort, descending=descending, marker=marker, limit=count
+            )
 
         as_msgpack = wants_msgpack(request)
         rows, marker = fill_page(read, marker, rows_max, limits.page_bytes_max, as_msgpack=as_msgpack)

@@ -27,6 +27,9 @@ PROPERTY_NAME_CHARS_MAX = 255
 METADATA_BYTES_MAX = 64 * 1024
 # One per data store that holds the data; a page of images must stay small enough to send.
 LOCATIONS_MAX = 128
+# Projects that one image is shared with; as many as Glance allows unless told otherwise.
+MEMBERS_MAX = 128
+MEMBER_CHARS_MAX = 255
 ENDPOINT_CHARS_MAX = 255
 CAPABILITIES_BYTES_MAX = 4096
 # Zone and gateway names are parts of keys and of URLs.
@@ -67,6 +70,7 @@ STATUSES = ("queued", "saving", "active", "deactivated")
 DISK_FORMATS = frozenset(("ami", "ari", "aki", "vhd", "vhdx", "vmdk", "raw", "qcow2", "vdi", "iso", "ploop"))
 CONTAINER_FORMATS = frozenset(("ami", "ari", "aki", "bare", "ovf", "ova", "docker", "compressed"))
 LOCATION_STATUSES = frozenset(("active", "pending", "deleted"))
+MEMBER_STATUSES = ("pending", "accepted", "rejected")
 
 
 class Invalid(Exception):
@@ -214,6 +218,7 @@ DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 
 PROPERTY_PREFIX = "properties."
+MEMBER_PREFIX = "members."
 
 
 def check_attributes(attributes: Any, name: str) -> None:
@@ -274,6 +279,25 @@ def _location_keys(value: Any, name: str) -> None:
     _list(value, name, LOCATIONS_MAX)
     for key in value:
         _short(key, "the key of a location")
+
+
+_member = _text(MEMBER_CHARS_MAX, empty=False)
+_MEMBER: Mapping[str, Check] = {"status": _one_of(MEMBER_STATUSES), "can_share": _boolean}
+
+
+def _members(value: Any, name: str) -> None:
+    _map(value, name)
+    if len(value) > MEMBERS_MAX:
+        raise Invalid(f"{name} has {len(value)} items; at most {MEMBERS_MAX} are allowed")
+    for project, fields in value.items():
+        _member(project, f"a project in {name}")
+        _fields(fields, f"member {project}", _MEMBER, ())
+
+
+def _member_names(value: Any, name: str) -> None:
+    _list(value, name, MEMBERS_MAX)
+    for project in value:
+        _member(project, f"a project in {name}")
 
 
 def _set(value: Any, name: str) -> None:
@@ -410,6 +434,7 @@ _OPS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
         {
             **_UPDATE_REFERENCE, "set": _set, "unset": _unset,
             "add_locations": _locations, "remove_locations": _location_keys,
+            "set_members": _members, "remove_members": _member_names,
         },
         ("image",),
     ),

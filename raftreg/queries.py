@@ -5,9 +5,11 @@ Each call reads a bounded number of rows, so that it fits between two turns of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from raftreg import errors
+from raftreg.commands import MEMBER_STATUSES
 from raftreg.tables import (
     GATEWAYS,
     INDEXES,
@@ -20,10 +22,12 @@ from raftreg.tables import (
     View,
     change_key,
     image_key,
+    member_scope,
     number_of_index_key,
     prefix_end,
     read_head,
     scope_value,
+    scope_values,
     session_key,
     tombstone_key,
     u64,
@@ -31,11 +35,13 @@ from raftreg.tables import (
     uuid_key,
 )
 
+Filter = tuple[str, str]
+
 LIST_SCAN_ROWS_MAX = 1000
 """Index rows looked at by one call of `list_images`, whatever part of them passes the filters."""
 
 # From the filter that usually leaves the fewest images to the one that leaves the most.
-_SELECTIVE_FIRST = ("name", "owner", "home_zone", "status", "visibility")
+_SELECTIVE_FIRST = ("name", "member", "member_status", "tag", "owner", "home_zone", "data_zone", "status", "visibility")
 
 
 # -- images -------------------------------------------------------------------------------------------------------
@@ -77,6 +83,10 @@ def list_images(
     name: str | None = None,
     status: str | None = None,
     home_zone: str | None = None,
+    data_zone: str | None = None,
+    member: str | None = None,
+    member_status: str | None = None,
+    tags: Sequence[str] = (),
     sort: str = "created_at",
     descending: bool = False,
     marker: int | None = None,
@@ -84,15 +94,18 @@ def list_images(
 ) -> tuple[list[Row], int | None]:
     """A page of images behind `marker`, and the marker to go on from, or None at the end.
 
+    `data_zone` is a zone that holds the data, `member` a project that the image is shared with (with `member_status`:
+    in that state), `tags` are those that it must all have.
+
     The page may be short, even empty, before the end: one call looks at LIST_SCAN_ROWS_MAX rows at most. Images of
     one sort value are ordered by number. A marker may name an image that was deleted meanwhile. Raises BadRequest.
     """
-    filters = {
+    scope, others = _filters({
         "owner": owner, "visibility": visibility, "name": name, "status": status, "home_zone": home_zone,
-    }  # fmt: skip
-    filters = {attribute: value for attribute, value in filters.items() if value is not None}
-    index = _index_for(filters, sort)
-    prefix = index.prefix + (scope_value(filters.pop(index.scope) or "") if index.scope is not None else b"")
+        "data_zone": data_zone, **_membership(member, member_status),
+    }, tags)  # fmt: skip
+    index = _index_for(scope and scope[0], sort)
+    prefix = index.prefix + (scope_value(scope[1]) if scope else b"")
     start, end = _range(prefix, _position(view, index, marker), descending)
     page: list[Row] = []
     if limit <= 0:
@@ -103,7 +116,7 @@ def list_images(
             return page, number
         number = number_of_index_key(key)
         image = _image(view, number)
-        if all(image[attribute] == value for attribute, value in filters.items()):
+        if all(value in scope_values(image, name) for name, value in others):
             page.append(image)
     return page, None
 
@@ -115,11 +128,27 @@ def _image(view: View, number: int) -> Row:
     return image
 
 
-def _index_for(filters: dict[str, str | None], sort: str) -> Index:
-    """The index of the most selective filter; an order among images of one name is not offered by every index."""
+def _membership(member: str | None, status: str | None) -> dict[str, str | None]:
+    if status is None:
+        return {"member": member}
+    if member is None:
+        raise errors.BadRequest("member_status says something of a project's membership only: name the `member` too")
+    if status not in MEMBER_STATUSES:
+        raise errors.BadRequest(f"member_status must be one of {', '.join(MEMBER_STATUSES)}, not {status[:40]!r}")
+    return {"member_status": member_scope(member, status)}
+
+
+def _filters(single: dict[str, str | None], tags: Sequence[str]) -> tuple[Filter | None, list[Filter]]:
+    """The filter that an index answers, if there is one, and those that are left."""
+    wanted = [(name, value) for name, value in single.items() if value is not None] + [("tag", tag) for tag in tags]
+    wanted.sort(key=lambda pair: _SELECTIVE_FIRST.index(pair[0]))
+    return (wanted[0] if wanted else None), wanted[1:]
+
+
+def _index_for(scope: str | None, sort: str) -> Index:
+    """The index of that scope; an order among the images of one value is not offered by every index."""
     if sort not in SORTS:
         raise errors.BadRequest(f"images are not sorted by {sort[:40]!r}; use one of {', '.join(SORTS)}")
-    scope = next((attribute for attribute in _SELECTIVE_FIRST if attribute in filters), None)
     candidates = [index for index in INDEXES if index.scope == scope]
     return next((index for index in candidates if index.sort == sort), candidates[0])
 

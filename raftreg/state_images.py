@@ -8,6 +8,9 @@ from raftreg.commands import (
     ATTRIBUTE_VERSIONS_MAX,
     DEFAULTS,
     LOCATIONS_MAX,
+    MEMBER_PREFIX,
+    MEMBER_STATUSES,
+    MEMBERS_MAX,
     NUMBER_MAX,
     PROPERTIES_MAX,
     PROPERTY_PREFIX,
@@ -19,10 +22,10 @@ from raftreg.state_context import Command, Context, Ok, Refused
 from raftreg.state_numbers import claim
 from raftreg.state_zones import require_zone, zone_row
 from raftreg.tables import (
-    INDEXED,
     Row,
     image_key,
     index_keys,
+    moves_in_indexes,
     pack,
     result_key,
     tombstone_key,
@@ -80,7 +83,8 @@ def _new_image(ctx: Context, command: Command, number: int, home_zone: str | Non
         "number": number, "uuid": command["uuid"], "version": 1, "revision": ctx.next_revision(),
         "home_zone": home_zone, **DEFAULTS, **command["attributes"], "created_at": created_at, "updated_at": created_at,
         "tags": command.get("tags") or [], "properties": command.get("properties") or {},
-        "locations": [_location(location) for location in command.get("locations") or ()], "attribute_versions": {},
+        "locations": [_location(location) for location in command.get("locations") or ()], "members": {},
+        "attribute_versions": {},
     }  # fmt: skip
 
 
@@ -205,15 +209,18 @@ def check_home_zone(ctx: Context, command: Command, image: Row) -> None:
 
 
 def update_image(ctx: Context, command: Command, session: Row | None = None) -> Ok:
-    """Set and unset attributes; conflicts only where one of the same attributes has changed since base_version."""
+    """Set and unset attributes, locations and members; conflicts only where one of the same attributes has changed
+    since base_version."""
     packed, image = find_image(ctx, command["image"], session)
     check_home_zone(ctx, command, image)
     wanted = dict(command.get("set") or {})
     unset = command.get("unset") or []
-    _check_conflicts(image, wanted, unset, command.get("base_version"))
+    members = [MEMBER_PREFIX + project for project in command.get("set_members") or ()]
+    _check_conflicts(image, wanted, [*unset, *members], command.get("base_version"))
     before = image
-    image = {**image, "properties": dict(image["properties"]), "attribute_versions": dict(image["attribute_versions"])}
+    image = {**image, **{name: dict(image[name]) for name in ("properties", "members", "attribute_versions")}}
     changed = _set(image, wanted) + _unset(image, unset, wanted) + _move_locations(image, command)
+    changed += _change_members(image["members"], command, ctx.time_us)
     _check_whole(before, image)
     image["version"] += 1
     image["updated_at"] = ctx.time_us
@@ -222,20 +229,20 @@ def update_image(ctx: Context, command: Command, session: Row | None = None) -> 
     image["revision"] = ctx.next_revision()
     new = pack(image)
     ctx.replace(image_key(image["number"]), packed, new)
-    if not INDEXED.isdisjoint(changed):
+    if moves_in_indexes(changed):
         _reindex(ctx, before, image)
     _record(ctx, command, image, new, changed)
     return {name: image[name] for name in ("number", "uuid", "version", "revision")} | {"image": image}
 
 
-def _check_conflicts(image: Row, wanted: Row, unset: list[str], base_version: int | None) -> None:
+def _check_conflicts(image: Row, wanted: Row, removed: list[str], base_version: int | None) -> None:
     if base_version is None or base_version >= image["version"]:
         return
     versions = image["attribute_versions"]
     others = versions.get(OTHERS, 1)
     conflicts = [
         name
-        for name in (*wanted, *unset)
+        for name in (*wanted, *removed)
         if versions.get(name, others) > base_version and not _always_wins(image, name, wanted.get(name))
     ]
     if conflicts:
@@ -289,6 +296,21 @@ def _move_locations(image: Row, command: Command) -> list[str]:
     return ["locations"]
 
 
+def _change_members(members: Row, command: Command, now_us: int) -> list[str]:
+    """Names of what is different afterwards. A new member's status is pending; removing wins over what others set."""
+    given, removed = command.get("set_members") or {}, command.get("remove_members") or ()
+    if both := [project for project in removed if project in given]:
+        raise Refused("invalid", f"{both[0]} is both in set_members and in remove_members; decide for one")
+    changed = [project for project in removed if members.pop(project, None) is not None]
+    for project, fields in given.items():
+        old = members.get(project)
+        if old is None or any(old[name] != value for name, value in fields.items()):
+            fresh = {"status": MEMBER_STATUSES[0], "can_share": False, "created_at": now_us}
+            members[project] = {**(old or fresh), **fields, "updated_at": now_us}
+            changed.append(project)
+    return [MEMBER_PREFIX + project for project in changed]
+
+
 def _check_whole(before: Row, image: Row) -> None:
     """What an image must be as a whole, whatever was changed."""
     was, status = before["status"], image["status"]
@@ -310,6 +332,8 @@ def _check_whole(before: Row, image: Row) -> None:
         raise Refused(
             "invalid", f"the image would have {len(image['locations'])} locations; {LOCATIONS_MAX} are allowed"
         )
+    if len(image["members"]) > MEMBERS_MAX:
+        raise Refused("invalid", f"the image would have {len(image['members'])} members; {MEMBERS_MAX} are allowed")
     try:
         check_metadata_size(image["properties"], image["tags"])
     except Invalid as invalid:

@@ -34,7 +34,7 @@ import msgpack
 
 Row = dict[str, Any]
 
-FORMAT = 1
+FORMAT = 2
 NUMBER_MAX = 2**53 - 1
 """Image numbers, revisions and versions stay exact in JSON readers that know only doubles."""
 
@@ -251,8 +251,10 @@ def decode_head(row: bytes) -> Head:
     if int.from_bytes(row[:_CHECKSUM_BYTES], "big") != zlib.crc32(packed):
         raise DamagedHead("it does not match its checksum")
     version, applied, rows_digest, counters = unpack(packed)
-    if version != FORMAT:
+    if version > FORMAT:
         raise ValueError(f"the state has format {version}, this release reads format {FORMAT}; upgrade this peer first")
+    if version < FORMAT:
+        raise ValueError(f"the state has format {version}, which no release had; start with an empty directory")
     return Head(applied, int.from_bytes(rows_digest, "little"), counters)
 
 
@@ -299,9 +301,43 @@ SORTS: dict[str, Callable[[Row], bytes]] = {
 """Sort orders of listings. A new one is a line here and its rows in INDEXES (and a migration of existing states)."""
 
 
+def _data_zones(image: Row) -> list[str]:
+    """Zones that hold the image's data."""
+    zones = (location["zone"] for location in image["locations"] if location["status"] == "active")
+    return list(dict.fromkeys(zone for zone in zones if zone is not None))
+
+
+def member_scope(project: str, status: str) -> str:
+    """The value of scope `member_status`."""
+    return f"{status} {project}"
+
+
+def _members(image: Row) -> list[str]:
+    """Projects that the image is shared with; an image of another visibility is shared with nobody."""
+    return list(image["members"]) if image["visibility"] == "shared" else []
+
+
+MANY_VALUED: dict[str, Callable[[Row], list[str]]] = {
+    "tag": lambda image: list(image["tags"]),
+    "data_zone": _data_zones,
+    "member": _members,
+    "member_status": lambda image: [member_scope(name, image["members"][name]["status"]) for name in _members(image)],
+}
+"""Scopes of which an image has any number of values, each at most once."""
+
+
+def scope_values(image: Row, scope: str) -> list[str]:
+    """The values of a scope that an image is listed under."""
+    if scope in MANY_VALUED:
+        return MANY_VALUED[scope](image)
+    value = image[scope]
+    return [] if value is None else [value]
+
+
 @dataclass(frozen=True, slots=True)
 class Index:
-    """One listing index: images for which `scope` (an attribute) has one value, ordered by `sort`, then number."""
+    """One listing index: images for which `scope` (an attribute, or of MANY_VALUED) has a value, ordered by `sort`,
+    then number."""
 
     code: int
     scope: str | None
@@ -326,11 +362,21 @@ INDEXES = (
     Index(10, "home_zone", "name"),
     # Images of one name need no order by name; the tie-break serves.
     Index(11, "name", "created_at"),
+    Index(12, "tag", "created_at"),
+    Index(13, "data_zone", "created_at"),
+    Index(14, "member", "created_at"),
+    Index(15, "member_status", "created_at"),
 )
 
 _SCOPES = tuple(dict.fromkeys(index.scope for index in INDEXES))
-INDEXED = frozenset({index.scope for index in INDEXES if index.scope} | set(SORTS))
-"""Attributes whose change moves an image in its indexes."""
+_INDEXED = frozenset({index.scope for index in INDEXES if index.scope} | set(SORTS) | {"tags", "locations"})
+
+
+def moves_in_indexes(changed: list[str]) -> bool:
+    """Whether a change of these attributes (`members.PROJECT` is one) can move an image in its indexes."""
+    return not _INDEXED.isdisjoint(changed) or any(name.startswith("members.") for name in changed)
+
+
 _PLAN = tuple(
     (scope, tuple((index.prefix, tuple(SORTS).index(index.sort)) for index in INDEXES if index.scope == scope))
     for scope in _SCOPES
@@ -346,9 +392,10 @@ def index_keys(image: Row) -> list[bytes]:
     for scope, members in _PLAN:
         if scope is None:
             keys += [prefix + ends[sort] for prefix, sort in members]
-        elif (value := image[scope]) is not None:
-            between = scope_value(value)
-            keys += [prefix + between + ends[sort] for prefix, sort in members]
+        else:
+            for value in scope_values(image, scope):
+                between = scope_value(value)
+                keys += [prefix + between + ends[sort] for prefix, sort in members]
     return keys
 
 

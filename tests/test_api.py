@@ -147,6 +147,26 @@ async def test_a_list_is_filtered_by_the_documented_parameters(http: Http) -> No
     assert (await http("GET", "images?status=active")).body == {"images": [], "next": None}
 
 
+async def test_an_image_is_shared_and_listed_for_its_members(http: Http) -> None:
+    shared = (await create(http, tags=["gold", "lts"]))["number"]
+    await create(http, "other", tags=["gold"])
+    added = await http("PATCH", f"images/{shared}", {"set_members": {"p2": {}}})
+    assert added.body["image"]["members"]["p2"]["status"] == "pending"
+
+    async def listed(query: str) -> list[int]:
+        return [one["number"] for one in (await http("GET", f"images?{query}")).body["images"]]
+
+    assert await listed("member=p2") == await listed("member=p2&member_status=pending") == [shared]
+    assert await listed("member=p2&member_status=accepted") == await listed("member=p3") == []
+    assert await listed("tag=gold&tag=lts") == await listed("tag=lts&owner=") + [shared] == [shared]
+    unfit = await http("GET", "images?member_status=accepted")
+    assert (unfit.status, "name the `member`" in unfit.body["error"]["message"]) == (400, True)
+    many = await http("GET", "images?" + "&".join(f"tag={n}" for n in range(17)))
+    assert (many.status, "at most 16" in many.body["error"]["message"]) == (400, True)
+    await http("PATCH", f"images/{shared}", {"remove_members": ["p2"]})
+    assert await listed("member=p2") == []
+
+
 async def test_a_batch_answers_for_each_operation_and_an_atomic_one_for_all(http: Http) -> None:
     create_one = {"op": "create_image", "uuid": UUID, "attributes": {"name": "x"}}
     bad = {"op": "delete_image", "image": {"number": 999_999}}

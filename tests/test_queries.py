@@ -12,11 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftreg import errors, queries
-from tests.state_life import Document, Life, a_state, create, delete, update, uuid_of
+from tests.state_life import Document, Life, a_state, create, delete, location, update, uuid_of
 
 NAMES = ("b", "a", "c", None, "a", "ä", "Z", "aa")
 OWNERS = ("p1", "p2", None)
 VISIBILITIES = ("private", "public", "shared")
+TAGS: tuple[list[str], ...] = ([], ["x"], ["y", "x"], ["y"])
+LOCATIONS: tuple[list[Document], ...] = (
+    [],
+    [location("a", "fra")],
+    [location("a", "fra"), location("b", "ber")],
+    [{**location("a", "ber"), "status": "pending"}, {**location("b"), "zone": None}],
+    [location("a", "fra"), location("b", "fra")],
+)
+MEMBERS: tuple[Document, ...] = (
+    {"m1": {"status": "accepted"}},
+    {},
+    {"m1": {}, "m2": {"status": "accepted"}},
+    {"m2": {"status": "rejected", "can_share": True}},
+    {"m2": {}},
+)
 
 
 def populate(life: Life) -> list[Document]:
@@ -27,9 +42,13 @@ def populate(life: Life) -> list[Document]:
             "name": NAMES[n % len(NAMES)], "owner": OWNERS[n % 3], "visibility": VISIBILITIES[n // 3 % 3]
         }  # fmt: skip
         life.now_us += n % 2  # two images share each moment
-        life.do(create(str(n), **attributes, home_zone="fra" if n % 4 else None))
+        more: Document = {"tags": TAGS[n % len(TAGS)], "locations": LOCATIONS[n % len(LOCATIONS)]}
+        life.do(create(str(n), **attributes, **more, home_zone="fra" if n % 4 else None))
+        life.do(update(n + 1, set_members=MEMBERS[n % len(MEMBERS)]))
     life.do(update(3, set={"name": "moved", "visibility": "community", "owner": "p9"}))
     life.do(update(4, set={"status": "saving"}), delete(5), delete(24))
+    life.do(update(7, set={"tags": ["new"], "visibility": "private"}, remove_locations=["a", "b"]))
+    life.do(update(8, set_members={"m1": {"status": "rejected"}}, remove_members=["m2"], set={"visibility": "shared"}))
     return [image for n in range(1, 25) if "deleted" not in (image := _image(life, n))]
 
 
@@ -48,12 +67,29 @@ def populated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Life, 
 
 def expected(images: list[Document], filters: Document, sort: str, descending: bool) -> list[int]:
     """What a listing must be, from a plain list."""
-    matching = [image for image in images if all(image[name] == value for name, value in filters.items())]
-    # Among images of one name the order by creation serves as the one by name.
-    sort = "created_at" if "name" in filters else sort
+    matching = [image for image in images if all(_has(image, name, value) for name, value in filters.items())]
+    if "member_status" in filters:
+        matching = [m for m in matching if m["members"][filters["member"]]["status"] == filters["member_status"]]
+    # Among images of one name the order by creation serves as the one by name; these scopes offer it alone.
+    sort = "created_at" if _scope(filters) in ("name", "member", "tags", "data_zone") else sort
     matching.sort(key=lambda image: (image[sort] or "" if sort == "name" else image[sort], image["number"]))
     numbers = [image["number"] for image in matching]
     return numbers[::-1] if descending else numbers
+
+
+def _has(image: Document, name: str, value: Any) -> bool:
+    if name == "data_zone":
+        return any(held["zone"] == value and held["status"] == "active" for held in image["locations"])
+    if name == "member":
+        return image["visibility"] == "shared" and value in image["members"]
+    if name == "tags":
+        return set(value) <= set(image["tags"])
+    return name == "member_status" or bool(image[name] == value)
+
+
+def _scope(filters: Document) -> str | None:
+    order = ("name", "member", "tags", "owner", "home_zone", "data_zone", "status", "visibility")
+    return next((name for name in order if filters.get(name)), None)
 
 
 def walk(life: Life, page: int, **arguments: Any) -> list[int]:
@@ -77,11 +113,25 @@ FILTERS = st.fixed_dictionaries(
         "name": st.sampled_from(["a", "b", "ä", "moved", "nothing"]),
         "status": st.sampled_from(["queued", "saving"]),
         "home_zone": st.sampled_from(["fra", "ber"]),
+        "data_zone": st.sampled_from(["fra", "ber"]),
+        "tags": st.sampled_from([[], ["x"], ["y", "x"], ["new"], ["new", "x"]]),
     },
+)
+MEMBERSHIPS = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries(
+        {"member": st.sampled_from(["m1", "m2", "m3"])},
+        optional={"member_status": st.sampled_from(["pending", "accepted", "rejected"])},
+    ),
 )
 
 
-@given(FILTERS, st.sampled_from(["created_at", "name"]), st.booleans(), st.integers(1, 30))
+@given(
+    st.builds(dict.__or__, FILTERS, MEMBERSHIPS),
+    st.sampled_from(["created_at", "name"]),
+    st.booleans(),
+    st.integers(1, 30),
+)
 def test_pages_of_any_size_add_up_to_exactly_the_images_that_match_in_order(
     populated: tuple[Life, list[Document]], filters: Document, sort: str, descending: bool, page: int
 ) -> None:
@@ -121,6 +171,10 @@ def test_a_limit_of_zero_is_an_empty_page(populated: tuple[Life, list[Document]]
 def test_an_unknown_order_or_marker_is_refused(populated: tuple[Life, list[Document]]) -> None:
     with pytest.raises(errors.BadRequest, match="created_at, name"):
         queries.list_images(populated[0].view, sort="size", limit=1)
+    with pytest.raises(errors.BadRequest, match="name the `member` too"):
+        queries.list_images(populated[0].view, member_status="accepted", limit=1)
+    with pytest.raises(errors.BadRequest, match="pending, accepted, rejected"):
+        queries.list_images(populated[0].view, member="m1", member_status="gone", limit=1)
     with pytest.raises(errors.BadRequest, match="marker 999"):
         queries.list_images(populated[0].view, marker=999, limit=1)
 
@@ -141,7 +195,7 @@ def test_an_image_is_found_by_number_by_uuid_and_after_its_deletion_as_deleted(
     assert queries.get_image(view, {"uuid": uuid_of("0")}) == queries.get_image(view, {"number": 1})
     deleted = queries.get_image(view, {"uuid": uuid_of("4")})
     assert deleted is not None
-    assert (deleted["deleted"], deleted["number"], deleted["version"]) == (True, 5, 2)
+    assert (deleted["deleted"], deleted["number"], deleted["version"]) == (True, 5, 3)
     assert queries.get_image(view, {"uuid": uuid_of("?")}) is None
     assert queries.get_image(view, {"number": 999}) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_a_created_image_is_public_whole_and_numbered_from_one(life: Life) -> No
         "min_ram": 0, "size": None, "virtual_size": None, "checksum": None, "os_hash_algo": None,
         "os_hash_value": None, "protected": False, "os_hidden": False, "created_at": life.now_us,
         "updated_at": life.now_us, "tags": ["t"], "properties": {"os": "linux"}, "locations": [],
-        "attribute_versions": {},
+        "members": {}, "attribute_versions": {},
     }  # fmt: skip
 
 
@@ -303,6 +304,45 @@ def test_locations_of_one_image_are_bounded(life: Life) -> None:
     life.validate = False
     life.do(create("a", locations=[location(f"k{n}") for n in range(commands.LOCATIONS_MAX)]))
     assert life.refused(update(1, add_locations=[location("one more")]))["code"] == "invalid"
+
+
+def test_a_member_is_pending_until_it_says_otherwise_and_keeps_what_is_not_changed(life: Life) -> None:
+    life.do(create("a", visibility="shared"))
+    began = life.now_us
+    life.ok(update(1, set_members={"p2": {"can_share": True}}))
+    life.now_us += 5
+    member = life.ok(update(1, set_members={"p2": {"status": "accepted"}}))["image"]["members"]["p2"]
+    assert member == {"status": "accepted", "can_share": True, "created_at": began, "updated_at": began + 5}
+    assert life.ok(update(1, remove_members=["p2", "never"]))["image"]["members"] == {}
+    assert [change["changed"] for change in queries.changes_since(life.view, 1, 9, 1 << 20)] == [["members.p2"]] * 3
+
+
+def test_members_conflict_one_by_one_and_removing_wins(life: Life) -> None:
+    life.do(create("a"), update(1, set_members={"p2": {}, "p3": {}}))
+    life.ok(update(1, base_version=2, remove_members=["p2"]))
+    life.ok(update(1, base_version=2, set_members={"p3": {"status": "accepted"}}))
+    refusal = life.refused(update(1, base_version=2, set_members={"p2": {"status": "accepted"}, "p4": {}}))
+    assert (refusal["code"], refusal["attributes"]) == ("conflict", ["members.p2"])
+    assert life.ok(update(1, base_version=2, remove_members=["p3"]))["image"]["members"] == {}
+    both = life.refused(update(1, set_members={"p2": {}}, remove_members=["p2"]))
+    assert (both["code"], "p2 is both in" in both["message"]) == ("invalid", True)
+
+
+def test_members_of_one_image_are_bounded(life: Life) -> None:
+    life.validate = False
+    life.do(create("a"))
+    life.ok(update(1, set_members={f"p{n}": {} for n in range(commands.MEMBERS_MAX)}))
+    assert life.refused(update(1, set_members={"one more": {}}))["code"] == "invalid"
+    assert life.ok(update(1, set_members={"one more": {}}, remove_members=["p0"]))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [[], {"": {}}, {"p" * 256: {}}, {"p": None}, {"p": {"status": "maybe"}}, {"p": {"can_share": 1}}],
+)
+def test_members_that_are_none_are_refused(life: Life, members: Any) -> None:
+    life.do(create("a"))
+    assert life.refused(update(1, set_members=members))["code"] == "invalid"
 
 
 def test_remembered_attribute_versions_are_bounded_and_forgetting_errs_towards_a_conflict(

@@ -59,10 +59,13 @@ def test_index_keys_of_the_longest_values_fit_lmdb(tmp_path: Path) -> None:
     longest = "\U0001f4bf" * 255
     image = {
         "number": tables.NUMBER_MAX, "created_at": 1 << 52, "name": longest, "owner": longest, "home_zone": "z" * 63,
-        "visibility": "community", "status": "deactivated",
+        "visibility": "shared", "status": "deactivated", "tags": [longest],
+        "members": {longest: {"status": "accepted"}}, "locations": [{"zone": "z" * 63, "status": "active"}],
     }  # fmt: skip
     with a_state(tmp_path) as view:
-        for key in tables.index_keys(image):
+        keys = tables.index_keys(image)
+        assert len(keys) == len(tables.INDEXES)
+        for key in keys:
             view.put(key, b"")
             assert tables.number_of_index_key(key) == tables.NUMBER_MAX
 
@@ -76,7 +79,7 @@ def test_no_two_indexes_share_a_code() -> None:
 def test_an_image_is_not_in_an_index_of_a_scope_that_it_lacks() -> None:
     image = {
         "number": 1, "created_at": 1, "name": None, "owner": None, "home_zone": None, "visibility": "public",
-        "status": "queued",
+        "status": "queued", "tags": [], "members": {}, "locations": [],
     }  # fmt: skip
     scopes = {index.prefix: index.scope for index in tables.INDEXES}
     assert {scopes[key[:2]] for key in tables.index_keys(image)} == {None, "visibility", "status"}
@@ -99,6 +102,14 @@ def test_a_state_of_a_newer_format_is_refused_with_what_to_do(tmp_path: Path) ->
         packed = tables.pack([99, 0, b"", []])
         view.put(tables.HEAD, zlib.crc32(packed).to_bytes(4, "big") + packed)
         with pytest.raises(ValueError, match="upgrade this peer"):
+            tables.read_head(view)
+
+
+def test_a_state_of_a_format_from_before_the_first_release_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with a_state(tmp_path) as view:
+        packed = tables.pack([tables.FORMAT - 1, 0, b"", []])
+        view.put(tables.HEAD, zlib.crc32(packed).to_bytes(4, "big") + packed)
+        with pytest.raises(ValueError, match="empty directory"):
             tables.read_head(view)
 
 

@@ -162,7 +162,7 @@ class Images:
             "number": number, "uuid": uuid, "version": 0, "revision": 0, "home_zone": self.zone, "status": "queued",
             "size": None, "virtual_size": None, "checksum": None, "os_hash_algo": None, "os_hash_value": None,
             "created_at": now, "updated_at": now, "tags": tags, "properties": properties, "locations": [],
-            "attribute_versions": {},
+            "members": {}, "attribute_versions": {},
         }  # fmt: skip
 
     # Update and delete.

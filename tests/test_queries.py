@@ -117,7 +117,7 @@ FILTERS = st.fixed_dictionaries(
         "tags": st.sampled_from([[], ["x"], ["y", "x"], ["new"], ["new", "x"]]),
     },
 )
-MEMBERSHIPS = st.one_of(
+MEMBERSHIPS: st.SearchStrategy[Document] = st.one_of(
     st.just({}),
     st.fixed_dictionaries(
         {"member": st.sampled_from(["m1", "m2", "m3"])},

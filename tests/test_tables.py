@@ -77,7 +77,7 @@ def test_no_two_indexes_share_a_code() -> None:
 
 
 def test_an_image_is_not_in_an_index_of_a_scope_that_it_lacks() -> None:
-    image = {
+    image: tables.Row = {
         "number": 1, "created_at": 1, "name": None, "owner": None, "home_zone": None, "visibility": "public",
         "status": "queued", "tags": [], "members": {}, "locations": [],
     }  # fmt: skip

@@ -23,6 +23,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import msgpack
@@ -155,6 +156,21 @@ class Client(Requests):
         return await self.request(
             "POST", f"zones/{zone}/heartbeat", body={"gateway": gateway}, safe=True, deadline_s=deadline_s
         )
+
+    async def projects(self, *, after: str | None = None, limit: int | None = None) -> Document:
+        """A page of projects that own images or have a quota: {"projects", "next"}."""
+        return await self.request("GET", "projects", params={"after": after, "limit": limit})
+
+    async def project(self, project: str) -> Document:
+        """What a project owns and may own: {"project", "images", "bytes", "images_max", "bytes_max"}."""
+        answer = await self.request("GET", f"projects/{quote(project, safe='')}")
+        owned: Document = answer["project"]
+        return owned
+
+    async def set_quota(self, project: str, *, images_max: int | None = None, bytes_max: int | None = None) -> Document:
+        """Bound what a project may own; None: no bound. Needs an operator's certificate."""
+        body = {"images_max": images_max, "bytes_max": bytes_max}
+        return await self.request("PUT", f"projects/{quote(project, safe='')}", body=body)
 
     async def open_session(
         self,

@@ -472,6 +472,13 @@ _OPS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
         ("zone", "live"),
     ),
     "compact_changes": ({"floor": _integer(1)}, ("floor",)),
+    "set_quota": (
+        {
+            "project": _text(NAME_CHARS_MAX, empty=False), "images_max": _or_null(_integer(0)),
+            "bytes_max": _or_null(_integer(0)),
+        },
+        ("project",),
+    ),
     "begin_epoch": ({"epoch": _integer(2), "id_floor": _or_null(_integer(1))}, ("epoch",)),
     "atomic": ({"operations": _operations}, ("operations",)),
 }  # fmt: skip

@@ -7,7 +7,7 @@
     ├── Conflict 409 ── UuidTaken, NumberTaken, BlockNotHeld, SequenceGap, SessionDiverged, SessionFenced,
     │                   IdempotencyMismatch, AtomicRefused
     ├── Gone 410 ── Compacted, WrongEpoch
-    ├── TooLarge 413
+    ├── TooLarge 413 ── QuotaExceeded
     ├── TooManyRequests 429
     ├── Unavailable 503 ── Overloaded, NotLeader, NoQuorum, HomeZoneAway, TransferFailed
     ├── StorageFull 507
@@ -162,6 +162,12 @@ class TooLarge(RegistryError):
 
     code = "too_large"
     http_status = 413
+
+
+class QuotaExceeded(TooLarge):
+    """The project would own more than its quota."""
+
+    code = "quota_exceeded"
 
 
 class TooManyRequests(RegistryError):

@@ -13,6 +13,7 @@ from raftreg.commands import MEMBER_STATUSES
 from raftreg.tables import (
     GATEWAYS,
     INDEXES,
+    PROJECTS,
     SESSIONS,
     SORTS,
     ZONES,
@@ -25,6 +26,7 @@ from raftreg.tables import (
     member_scope,
     number_of_index_key,
     prefix_end,
+    project_key,
     read_head,
     scope_value,
     scope_values,
@@ -243,6 +245,31 @@ def _rows(view: View, prefix: bytes) -> list[Row]:
     return [unpack(value) for _, value in view.scan(prefix, prefix_end(prefix))]
 
 
+# -- projects -----------------------------------------------------------------------------------------------------
+
+
+def get_project(view: View, project: str) -> Row:
+    """What a project owns and may own: {"project", "images", "bytes", "images_max", "bytes_max"}; None: no bound."""
+    value = view.get(project_key(project))
+    if value is None:
+        return {"project": project, "images": 0, "bytes": 0, "images_max": None, "bytes_max": None}
+    row: Row = unpack(value)
+    return row
+
+
+def list_projects(view: View, after: str | None, limit: int) -> tuple[list[Row], str | None]:
+    """A page of projects that own images or have a quota, in the order of their keys, and where to go on."""
+    start = PROJECTS if after is None else project_key(after) + b"\x00"
+    page: list[Row] = []
+    if limit <= 0:
+        return page, None
+    for _, value in view.scan(start, prefix_end(PROJECTS)):
+        if len(page) == limit:
+            return page, str(page[-1]["project"])
+        page.append(unpack(value))
+    return page, None
+
+
 # -- counts -------------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +277,8 @@ def counts(view: View) -> dict[str, int]:
     """Rows of each kind, the next number and the revision; costs one row."""
     head: Head = read_head(view)
     names = (
-        "images", "tombstones", "changes", "keys", "zones", "gateways", "sessions", "blocks", "next_id", "revision",
+        "images", "tombstones", "changes", "keys", "zones", "gateways", "sessions", "blocks", "projects",
+        "next_id", "revision",
         "floor", "time_us",
     )  # fmt: skip
     counted: dict[str, Any] = {name: getattr(head, name) for name in names}

@@ -20,6 +20,7 @@ from raftreg.commands import (
 )
 from raftreg.state_context import Command, Context, Ok, Refused
 from raftreg.state_numbers import claim
+from raftreg.state_projects import charge, settle
 from raftreg.state_zones import require_zone, zone_row
 from raftreg.tables import (
     Row,
@@ -60,27 +61,31 @@ def create_image(ctx: Context, command: Command, session: Row | None = None) -> 
         raise Refused("uuid_taken", f"UUID {uuid} was used already", uuid=uuid, number=int.from_bytes(taken, "big"))
     if home_zone is not None:
         require_zone(ctx, home_zone)
+    image = _new_image(ctx, command, home_zone)
+    charged = charge(ctx, None, image)
     if number is not None:
         claim(ctx, command, number, session)
     else:
         number = ctx.issue(1)
-    image = _new_image(ctx, command, number, home_zone)
+    image["number"], image["revision"] = number, ctx.next_revision()
     packed = pack(image)
     ctx.insert(image_key(number), packed)
     ctx.put_derived(by_uuid, u64(number))
     for key in index_keys(image):
         ctx.put_derived(key)
+    settle(ctx, charged)
     ctx.head.images += 1
     _record(ctx, command, image, packed, [])
     return {"number": number, "uuid": uuid, "version": 1, "revision": image["revision"], "image": image}
 
 
-def _new_image(ctx: Context, command: Command, number: int, home_zone: str | None) -> Row:
+def _new_image(ctx: Context, command: Command, home_zone: str | None) -> Row:
+    """All of it but number and revision."""
     now = ctx.time_us
     # A zone that was cut off says when it acknowledged the create; nothing comes from the future.
     created_at = min(command.get("created_at", now), now)
     return {
-        "number": number, "uuid": command["uuid"], "version": 1, "revision": ctx.next_revision(),
+        "number": 0, "uuid": command["uuid"], "version": 1, "revision": 0,
         "home_zone": home_zone, **DEFAULTS, **command["attributes"], "created_at": created_at, "updated_at": created_at,
         "tags": command.get("tags") or [], "properties": command.get("properties") or {},
         "locations": [_location(location) for location in command.get("locations") or ()], "members": {},
@@ -222,6 +227,7 @@ def update_image(ctx: Context, command: Command, session: Row | None = None) -> 
     changed = _set(image, wanted) + _unset(image, unset, wanted) + _move_locations(image, command)
     changed += _change_members(image["members"], command, ctx.time_us)
     _check_whole(before, image)
+    charged = charge(ctx, before, image)
     image["version"] += 1
     image["updated_at"] = ctx.time_us
     image["attribute_versions"].update(dict.fromkeys(changed, image["version"]))
@@ -229,6 +235,7 @@ def update_image(ctx: Context, command: Command, session: Row | None = None) -> 
     image["revision"] = ctx.next_revision()
     new = pack(image)
     ctx.replace(image_key(image["number"]), packed, new)
+    settle(ctx, charged)
     if moves_in_indexes(changed):
         _reindex(ctx, before, image)
     _record(ctx, command, image, new, changed)
@@ -371,6 +378,7 @@ def delete_image(ctx: Context, command: Command, session: Row | None = None) -> 
     if image["protected"]:
         raise Refused("protected", f"image {image['number']} is protected; unprotect it first", number=image["number"])
     number = image["number"]
+    settle(ctx, charge(ctx, image, None))
     ctx.delete(image_key(number))
     for key in index_keys(image):
         ctx.delete_derived(key)

@@ -16,6 +16,7 @@ from raftreg.state_epochs import begin_epoch
 from raftreg.state_images import create_image, delete_image, update_image
 from raftreg.state_keys import once
 from raftreg.state_numbers import allocate_ids, grant_block, seal_blocks
+from raftreg.state_projects import set_quota
 from raftreg.state_sessions import open_session, session_operation
 from raftreg.state_validation import digest, recompute_digest, validate_state
 from raftreg.state_zones import register_gateway, register_zone, set_zone_lease
@@ -127,6 +128,7 @@ _OPS: dict[str, Callable[[Context, Command], Ok]] = {
     "register_gateway": register_gateway,
     "set_zone_lease": set_zone_lease,
     "compact_changes": compact_changes,
+    "set_quota": set_quota,
     "begin_epoch": begin_epoch,
     "atomic": atomic,
 }

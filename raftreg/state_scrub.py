@@ -9,7 +9,6 @@ or a row is not what was written. In the same pass derived rows are compared wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from raftreg.records import DamagedRecord
 from raftreg.tables import (
@@ -21,6 +20,7 @@ from raftreg.tables import (
     KEYS,
     KEYS_BY_AGE,
     LISTING,
+    PROJECTS,
     SORTS,
     TOMBSTONES,
     UUIDS,
@@ -29,9 +29,11 @@ from raftreg.tables import (
     View,
     image_key,
     index_keys,
+    project_key,
     read_head,
     row_hash,
     scope_value,
+    scope_values,
     tombstone_key,
     u64,
     unpack,
@@ -135,6 +137,11 @@ def _check_uuid_of(view: View, row: Row) -> str | None:
     return None if view.get(uuid_key(row["uuid"])) == u64(row["number"]) else "its UUID does not lead to it"
 
 
+def _check_project(_view: View, key: bytes, value: bytes) -> str | None:
+    project: Row = unpack(value)
+    return None if key == project_key(project["project"]) else f"it holds project {project['project']}"
+
+
 def _check_idempotency(view: View, key: bytes, value: bytes) -> str | None:
     by_age = KEYS_BY_AGE + u64(unpack(value)[0]) + key[1:]
     return "its row by age is missing" if view.get(by_age) is None else None
@@ -152,18 +159,18 @@ def _check_uuid(view: View, key: bytes, value: bytes) -> str | None:
 def _check_listed(view: View, key: bytes, value: bytes) -> str | None:
     number = key[-8:]
     row = view.get(IMAGES + number)
-    if value or row is None or key != _listing_key(unpack(row), key[1], number):
+    if value or row is None or key not in _listing_keys(unpack(row), key[1], number):
         return f"image {int.from_bytes(number, 'big')} is not to be listed there"
     return None
 
 
-def _listing_key(image: Row, code: int, number: bytes) -> bytes | None:
-    """The row of one listing index for an image; None when it has none."""
+def _listing_keys(image: Row, code: int, number: bytes) -> list[bytes]:
+    """The rows of one listing index for an image."""
     index = _INDEX_BY_CODE[code]
-    scope: Any = image[index.scope] if index.scope is not None else None
-    if index.scope is not None and scope is None:
-        return None
-    return index.prefix + (scope_value(scope) if scope is not None else b"") + SORTS[index.sort](image) + number
+    end = SORTS[index.sort](image) + number
+    if index.scope is None:
+        return [index.prefix + end]
+    return [index.prefix + scope_value(value) + end for value in scope_values(image, index.scope)]
 
 
 def _check_by_age(view: View, key: bytes, value: bytes) -> str | None:
@@ -181,6 +188,7 @@ _CHECKS: dict[int, Callable[[View, bytes, bytes], str | None]] = {
     **{code: _check_unknown for code in range(256) if code not in DIGESTED},
     IMAGES[0]: _check_image,
     TOMBSTONES[0]: _check_tombstone,
+    PROJECTS[0]: _check_project,
     KEYS[0]: _check_idempotency,
     UUIDS[0]: _check_uuid,
     LISTING[0]: _check_listed,

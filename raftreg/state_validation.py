@@ -17,6 +17,7 @@ from raftreg.tables import (
     KEYS,
     KEYS_BY_AGE,
     LISTING,
+    PROJECTS,
     RESULTS,
     SESSIONS,
     TOMBSTONES,
@@ -29,6 +30,7 @@ from raftreg.tables import (
     head_hash,
     index_keys,
     prefix_end,
+    project_key,
     read_head,
     result_key,
     row_hash,
@@ -61,6 +63,7 @@ def validate_state(view: View) -> None:
     head = read_head(view)
     images, tombstones = _check_images(view)
     _check_counters(view, head, images, tombstones)
+    _check_projects(view, images)
     _check_changes(view, head)
     _check_numbers(view, head, [*images, *tombstones])
     _check_zones(view)
@@ -102,11 +105,31 @@ def _check_counters(view: View, head: Head, images: list[Row], tombstones: list[
         "images": len(images), "tombstones": len(tombstones), "changes": len(_keys(view, CHANGES)),
         "keys": len(_keys(view, KEYS)), "zones": len(_keys(view, ZONES)), "gateways": len(_keys(view, GATEWAYS)),
         "sessions": len(_keys(view, SESSIONS)), "blocks": len(_keys(view, BLOCKS)),
+        "projects": len(_keys(view, PROJECTS)),
     }  # fmt: skip
     for name, count in counted.items():
         assert getattr(head, name) == count, f"counter {name} is {getattr(head, name)}, there are {count} rows"
     for row in (*images, *tombstones):
         assert row["revision"] <= head.revision, f"image {row['number']} is of a revision to come"
+
+
+def _check_projects(view: View, images: list[Row]) -> None:
+    owned: dict[str, list[int]] = {}
+    for image in images:
+        if image["owner"] is not None:
+            held = sum(location["status"] == "active" for location in image["locations"])
+            sums = owned.setdefault(image["owner"], [0, 0])
+            sums[0] += 1
+            sums[1] += held * (image["size"] or 0)
+    kept = {}
+    for _, project in rows(view, PROJECTS):
+        assert view.get(project_key(project["project"])) is not None, f"project {project['project']}: its key"
+        used = [project["images"], project["bytes"]]
+        if used != [0, 0]:
+            kept[project["project"]] = used
+        else:
+            assert (project["images_max"], project["bytes_max"]) != (None, None), "a project's row says nothing"
+    assert kept == owned, "what projects are said to own is not what they own"
 
 
 def _check_changes(view: View, head: Head) -> None:

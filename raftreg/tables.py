@@ -18,6 +18,7 @@ a backup and a generation flip copy or exchange the whole keyspace without knowi
 | `R` | session (16), sequence | [running hash, result]: the window of a session |
 | `K` | hash of scope (16), key | idempotency row: [time, hash of the arguments, result] |
 | `E` | time, hash of scope, key | nothing: idempotency rows by age |
+| `O` | project, or its hash | project: what it owns and may own at most |
 | `P` | epoch | what was begun by a recovery: the numbers skipped, revision and time |
 """
 
@@ -46,9 +47,9 @@ HEAD = b"!"
 IMAGES, TOMBSTONES, UUIDS, LISTING, CHANGES = b"I", b"T", b"U", b"L", b"C"
 BLOCKS, ZONES, GATEWAYS, SESSIONS, RESULTS = b"B", b"Z", b"G", b"S", b"R"
 KEYS, KEYS_BY_AGE = b"K", b"E"
-EPOCHS = b"P"
+EPOCHS, PROJECTS = b"P", b"O"
 
-DIGESTED = frozenset(b"ITCBZGSRKP")
+DIGESTED = frozenset(b"ITCBZGSRKPO")
 """First bytes of canonical rows. `U`, `L` and `E` are derived from these; of the head, `digest` takes the counters."""
 
 DIGEST_MODULUS = 1 << 128
@@ -176,6 +177,10 @@ def result_key(session: str, sequence: int) -> bytes:
     return RESULTS + uuid_bytes(session) + sequence.to_bytes(8, "big")
 
 
+def project_key(project: str) -> bytes:
+    return PROJECTS + scope_value(project)
+
+
 def epoch_key(epoch: int) -> bytes:
     return EPOCHS + epoch.to_bytes(8, "big")
 
@@ -184,7 +189,7 @@ def epoch_key(epoch: int) -> bytes:
 
 COUNTERS = (
     "time_us", "next_id", "revision", "floor", "images", "tombstones", "changes", "keys", "zones", "gateways",
-    "sessions", "blocks",
+    "sessions", "blocks", "projects",
 )  # fmt: skip
 
 
@@ -215,6 +220,7 @@ class Head:
     gateways: int
     sessions: int
     blocks: int
+    projects: int
 
     def __init__(self, applied: int, rows_digest: int, counters: list[int]) -> None:
         self.applied = applied
@@ -225,13 +231,13 @@ class Head:
         """What is digested of the head: everything but the applied index, which depends on the cut of entries."""
         return [
             self.time_us, self.next_id, self.revision, self.floor, self.images, self.tombstones, self.changes,
-            self.keys, self.zones, self.gateways, self.sessions, self.blocks,
+            self.keys, self.zones, self.gateways, self.sessions, self.blocks, self.projects,
         ]  # fmt: skip
 
     def restore(self, counters: list[int]) -> None:
         (
             self.time_us, self.next_id, self.revision, self.floor, self.images, self.tombstones, self.changes,
-            self.keys, self.zones, self.gateways, self.sessions, self.blocks,
+            self.keys, self.zones, self.gateways, self.sessions, self.blocks, self.projects,
         ) = counters  # fmt: skip
 
 

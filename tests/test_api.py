@@ -167,6 +167,21 @@ async def test_an_image_is_shared_and_listed_for_its_members(http: Http) -> None
     assert await listed("member=p2") == []
 
 
+async def test_a_project_is_counted_and_bounded(http: Http, cluster: Registry) -> None:
+    await http("POST", "images", {"attributes": {"name": "one", "owner": "p"}})
+    set_to = await http("PUT", "projects/p", {"images_max": 1})
+    assert set_to.body["project"] == {"project": "p", "images": 1, "bytes": 0, "images_max": 1, "bytes_max": None}
+    refused = await http("POST", "images", {"attributes": {"name": "two", "owner": "p"}})
+    assert (refused.status, refused.body["error"]["code"]) == (413, "quota_exceeded")
+    assert (await http("GET", "projects")).body == {"projects": [set_to.body["project"]], "next": None}
+    assert (await http("GET", "projects/nobody")).body["project"]["images"] == 0
+    assert (await http("PUT", "projects/p", {"images": 1})).status == 400
+    assert (await http("PUT", "projects/p", {"images_max": -1})).status == 400
+    async with cluster.http("app") as client:
+        assert (await client("PUT", "projects/p", {"images_max": 9})).status == 403
+    assert (await http("PUT", "projects/p", {})).body["project"]["images_max"] is None
+
+
 async def test_a_batch_answers_for_each_operation_and_an_atomic_one_for_all(http: Http) -> None:
     create_one = {"op": "create_image", "uuid": UUID, "attributes": {"name": "x"}}
     bad = {"op": "delete_image", "image": {"number": 999_999}}

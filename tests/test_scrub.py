@@ -44,7 +44,9 @@ def populated(view: View, *, validate: bool = False) -> Life:
     gateway.grant(10)
     gateway.send(create("from the gateway"))
     for number in range(12):
-        life.do(create(f"image {number}", key=f"key {number}", owner="demo", locations=[location("k")]))
+        life.do(create(f"image {number}", key=f"key {number}", owner="demo", locations=[location("k")], tags=["t"]))
+    life.do(update(11, set_members={"p2": {"status": "accepted"}}))
+    life.do({"op": "set_quota", "project": "demo", "images_max": 100})
     for number in (3, 5):
         life.do(delete(number + 10))
     life.do({"op": "begin_epoch", "epoch": 2})

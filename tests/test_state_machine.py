@@ -345,6 +345,58 @@ def test_members_that_are_none_are_refused(life: Life, members: Any) -> None:
     assert life.refused(update(1, set_members=members))["code"] == "invalid"
 
 
+def test_what_a_project_owns_is_counted_by_image_and_by_zone_that_holds_it(life: Life) -> None:
+    life.do(create("a", owner="p", size=10), create("b", owner="p", size=5, locations=[location("k")]), create("c"))
+    assert _owned(life, "p") == (2, 5)
+    life.ok(update(1, add_locations=[location("k1"), location("k2", "ber"), {**location("k3"), "status": "pending"}]))
+    assert _owned(life, "p") == (2, 25)
+    life.ok(update(2, set={"owner": "q"}))
+    life.ok(update(1, set={"name": "other"}))
+    assert (_owned(life, "p"), _owned(life, "q")) == ((1, 20), (1, 5))
+    life.do(delete(1), delete(2))
+    assert (_owned(life, "p"), queries.list_projects(life.view, None, 9)) == ((0, 0), ([], None))
+
+
+def _owned(life: Life, project: str) -> tuple[int, int]:
+    row = queries.get_project(life.view, project)
+    return row["images"], row["bytes"]
+
+
+def test_a_quota_refuses_what_would_go_beyond_it_and_nothing_else(life: Life, gateway: Gateway) -> None:
+    def quota(**most: int | None) -> Document:
+        return {"op": "set_quota", "project": "p", **most}
+
+    life.do(create("a", owner="p", size=10, locations=[location("k")]), create("b", owner="p"))
+    life.ok(quota(images_max=1, bytes_max=10))
+    for refused in (create("c", owner="p"), update(1, add_locations=[location("k2")])):
+        refusal = life.refused(refused)
+        assert (refusal["code"], refusal["project"]) == ("quota_exceeded", "p")
+    by_gateway = gateway.send(create("d", owner="p"))
+    assert by_gateway["error"]["code"] == "quota_exceeded"
+    life.ok(update(1, set={"name": "still mine"}))
+    life.ok(delete(2))
+    life.ok(quota(images_max=2))
+    assert queries.get_project(life.view, "p") == {
+        "project": "p", "images": 1, "bytes": 10, "images_max": 2, "bytes_max": 10
+    }  # fmt: skip
+    life.ok(create("c", owner="p"))
+    assert life.refused({"op": "atomic", "operations": [delete(1), create("e", owner="p"), create("f", owner="p")]})
+    life.ok({"op": "atomic", "operations": [delete(1), create("e", owner="p")]})
+    life.ok(quota(images_max=None, bytes_max=None))
+    life.do(delete(3), delete(4))
+    before = queries.revision(life.view)
+    assert life.ok(quota(images_max=None))["revision"] == before
+
+
+def test_projects_are_paged(life: Life) -> None:
+    names = ["a", "b", "p" * 100, "\u00e4"]
+    life.do(*(create(name, owner=name) for name in names))
+    page, following = queries.list_projects(life.view, None, 3)
+    rest, end = queries.list_projects(life.view, following, 3)
+    assert sorted(row["project"] for row in page + rest) == sorted(names)
+    assert (len(page), end) == (3, None)
+
+
 def test_remembered_attribute_versions_are_bounded_and_forgetting_errs_towards_a_conflict(
     life: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from raftreg.tables import (
     change_key,
     image_key,
     member_scope,
+    new_project,
     number_of_index_key,
     prefix_end,
     project_key,
@@ -251,9 +252,7 @@ def _rows(view: View, prefix: bytes) -> list[Row]:
 def get_project(view: View, project: str) -> Row:
     """What a project owns and may own: {"project", "images", "bytes", "images_max", "bytes_max"}; None: no bound."""
     value = view.get(project_key(project))
-    if value is None:
-        return {"project": project, "images": 0, "bytes": 0, "images_max": None, "bytes_max": None}
-    row: Row = unpack(value)
+    row: Row = new_project(project) if value is None else unpack(value)
     return row
 
 

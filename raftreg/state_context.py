@@ -1,7 +1,7 @@
 """What one entry works with while it is applied: the state's rows, written through with their digest and undo.
 
-All writes of apply go through here. The hot numbers (head) and the heads of sessions are read once and written once
-per entry, however many commands it has; every other row is written where it changes.
+All writes of apply go through here. The hot numbers (head), heads of sessions and sums of projects are read once and
+written once per entry, however many commands it has; every other row is written where it changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from raftreg.tables import (
     RowWatch,
     View,
     change_key,
+    new_project,
     pack,
+    project_key,
     read_head,
     row_hash,
     session_key,
@@ -42,7 +44,7 @@ class Refused(Exception):
 class Context:
     """One entry under application. `time_us` is the state's clock: the leader's, but never running back."""
 
-    __slots__ = ("_delete", "_put", "_sessions", "_touched", "_undo", "get", "head", "view")
+    __slots__ = ("_charged", "_delete", "_projects", "_put", "_sessions", "_touched", "_undo", "get", "head", "view")
 
     def __init__(self, view: View) -> None:
         self.view = view
@@ -53,6 +55,8 @@ class Context:
         self._undo: dict[bytes, bytes | None] | None = None
         self._sessions: dict[str, Row | None] = {}
         self._touched: set[str] = set()
+        self._projects: dict[str, Row] = {}
+        self._charged: set[str] = set()
 
     @property
     def time_us(self) -> int:
@@ -67,6 +71,8 @@ class Context:
             row = self._sessions[session]
             assert row is not None
             self.put(session_key(session), pack(row))
+        for project in sorted(self._charged):
+            self._write_project(self._projects[project])
         self.head.applied = index
         self.head.rows_digest %= DIGEST_MODULUS
         write_head(self.view, self.head)
@@ -128,6 +134,7 @@ class Context:
     def attempt(self, action: Callable[[], Ok]) -> Ok:
         """Run `action`; when it is Refused, everything that it wrote is as before. Not for actions on sessions."""
         counters, rows_digest = self.head.counters(), self.head.rows_digest
+        projects, charged = dict(self._projects), set(self._charged)
         self._undo = {}
         try:
             return action()
@@ -137,6 +144,7 @@ class Context:
                     self._delete(key)
                 else:
                     self._put(key, old)
+            self._projects, self._charged = projects, charged
             self.head.restore(counters)
             self.head.rows_digest = rows_digest
             raise
@@ -163,6 +171,32 @@ class Context:
         self._sessions[session] = None
         self._touched.discard(session)
         self.delete(session_key(session))
+
+    # -- projects -------------------------------------------------------------------------------------------------
+
+    def project(self, project: str) -> Row:
+        """What a project owns and may own at most; don't change it, `charge` another one."""
+        row = self._projects.get(project)
+        if row is None:
+            row = self._projects[project] = self.row(project_key(project)) or new_project(project)
+        return row
+
+    def charge(self, row: Row) -> None:
+        self._projects[row["project"]] = row
+        self._charged.add(row["project"])
+
+    def _write_project(self, row: Row) -> None:
+        """A project that owns nothing and has no quota has no row."""
+        key = project_key(row["project"])
+        if row == new_project(row["project"]):
+            self.head.projects -= self.delete(key)
+            return
+        old, packed = self.get(key), pack(row)
+        if old is None:
+            self.head.projects += 1
+            self.insert(key, packed)
+        else:
+            self.replace(key, old, packed)
 
     # -- counters -------------------------------------------------------------------------------------------------
 

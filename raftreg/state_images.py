@@ -20,7 +20,7 @@ from raftreg.commands import (
 )
 from raftreg.state_context import Command, Context, Ok, Refused
 from raftreg.state_numbers import claim
-from raftreg.state_projects import charge, settle
+from raftreg.state_projects import charges
 from raftreg.state_zones import require_zone, zone_row
 from raftreg.tables import (
     Row,
@@ -62,7 +62,7 @@ def create_image(ctx: Context, command: Command, session: Row | None = None) -> 
     if home_zone is not None:
         require_zone(ctx, home_zone)
     image = _new_image(ctx, command, home_zone)
-    charged = charge(ctx, None, image)
+    charged = charges(ctx, None, image)
     if number is not None:
         claim(ctx, command, number, session)
     else:
@@ -73,7 +73,8 @@ def create_image(ctx: Context, command: Command, session: Row | None = None) -> 
     ctx.put_derived(by_uuid, u64(number))
     for key in index_keys(image):
         ctx.put_derived(key)
-    settle(ctx, charged)
+    for project in charged:
+        ctx.charge(project)
     ctx.head.images += 1
     _record(ctx, command, image, packed, [])
     return {"number": number, "uuid": uuid, "version": 1, "revision": image["revision"], "image": image}
@@ -227,7 +228,7 @@ def update_image(ctx: Context, command: Command, session: Row | None = None) -> 
     changed = _set(image, wanted) + _unset(image, unset, wanted) + _move_locations(image, command)
     changed += _change_members(image["members"], command, ctx.time_us)
     _check_whole(before, image)
-    charged = charge(ctx, before, image)
+    charged = charges(ctx, before, image)
     image["version"] += 1
     image["updated_at"] = ctx.time_us
     image["attribute_versions"].update(dict.fromkeys(changed, image["version"]))
@@ -235,7 +236,8 @@ def update_image(ctx: Context, command: Command, session: Row | None = None) -> 
     image["revision"] = ctx.next_revision()
     new = pack(image)
     ctx.replace(image_key(image["number"]), packed, new)
-    settle(ctx, charged)
+    for project in charged:
+        ctx.charge(project)
     if moves_in_indexes(changed):
         _reindex(ctx, before, image)
     _record(ctx, command, image, new, changed)
@@ -378,7 +380,8 @@ def delete_image(ctx: Context, command: Command, session: Row | None = None) -> 
     if image["protected"]:
         raise Refused("protected", f"image {image['number']} is protected; unprotect it first", number=image["number"])
     number = image["number"]
-    settle(ctx, charge(ctx, image, None))
+    for project in charges(ctx, image, None):
+        ctx.charge(project)
     ctx.delete(image_key(number))
     for key in index_keys(image):
         ctx.delete_derived(key)

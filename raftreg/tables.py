@@ -185,6 +185,11 @@ def epoch_key(epoch: int) -> bytes:
     return EPOCHS + epoch.to_bytes(8, "big")
 
 
+def new_project(project: str) -> Row:
+    """The row of a project that owns nothing and has no quota: it is not stored."""
+    return {"project": project, "images": 0, "bytes": 0, "images_max": None, "bytes_max": None}
+
+
 # -- head ---------------------------------------------------------------------------------------------------------
 
 COUNTERS = (
@@ -309,6 +314,8 @@ SORTS: dict[str, Callable[[Row], bytes]] = {
 
 def _data_zones(image: Row) -> list[str]:
     """Zones that hold the image's data."""
+    if not image["locations"]:
+        return []
     zones = (location["zone"] for location in image["locations"] if location["status"] == "active")
     return list(dict.fromkeys(zone for zone in zones if zone is not None))
 
@@ -386,6 +393,11 @@ def moves_in_indexes(changed: list[str]) -> bool:
 _PLAN = tuple(
     (scope, tuple((index.prefix, tuple(SORTS).index(index.sort)) for index in INDEXES if index.scope == scope))
     for scope in _SCOPES
+    if scope not in MANY_VALUED
+)
+_PLAN_OF_MANY = tuple(
+    (values, tuple((index.prefix, tuple(SORTS).index(index.sort)) for index in INDEXES if index.scope == scope))
+    for scope, values in MANY_VALUED.items()
 )
 _SORT_VALUES = tuple(SORTS.values())
 
@@ -393,15 +405,18 @@ _SORT_VALUES = tuple(SORTS.values())
 def index_keys(image: Row) -> list[bytes]:
     """All listing rows of an image."""
     number = image["number"].to_bytes(8, "big")
-    ends = [value(image) + number for value in _SORT_VALUES]
+    ends = [sort_value(image) + number for sort_value in _SORT_VALUES]
     keys = []
     for scope, members in _PLAN:
         if scope is None:
             keys += [prefix + ends[sort] for prefix, sort in members]
-        else:
-            for value in scope_values(image, scope):
-                between = scope_value(value)
-                keys += [prefix + between + ends[sort] for prefix, sort in members]
+        elif (value := image[scope]) is not None:
+            between = scope_value(value)
+            keys += [prefix + between + ends[sort] for prefix, sort in members]
+    for values, members in _PLAN_OF_MANY:
+        for value in values(image):
+            between = scope_value(value)
+            keys += [prefix + between + ends[sort] for prefix, sort in members]
     return keys
 
 

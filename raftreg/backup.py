@@ -23,7 +23,7 @@ from raftreg.store import Store, sync_directory
 from raftreg.stored_peer import opened_at
 from raftreg.tables import read_head
 
-__all__ = ["Backup", "BackupError", "Label", "NoRoom", "create", "create_at", "partial_of", "verify"]
+__all__ = ["Backup", "BackupError", "Label", "NoRoom", "NothingYet", "create", "create_at", "partial_of", "verify"]
 
 # Pages of the database become at least so many times smaller; images of users compress ten times and more (half-full
 # pages count too). What turns out larger is stopped by the same reserve while it is written.
@@ -83,6 +83,10 @@ def partial_of(file: Path) -> Path:
     return file.with_name(f".{file.name}.partial")
 
 
+class NothingYet(BackupError):
+    """The peer has applied nothing so far."""
+
+
 class _Room:
     """What is free on a disk, of which `reserve` bytes are to stay free: a peer may live there."""
 
@@ -127,7 +131,7 @@ class _Watch:
 def _label(name: str, store: Store, now_us: int) -> Label:
     identity, head = store.identity, read_head(store.view())
     if head.applied < 2:
-        raise BackupError(f"{name} has applied nothing yet: there is nothing to back up")
+        raise NothingYet(f"{name} has applied nothing yet: there is nothing to back up")
     last = store.last_log_entry()
     assert last is not None
     return Label(

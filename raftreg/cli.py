@@ -20,6 +20,7 @@ from raftreg import (
     cli_observer,
     cli_peer,
     cli_recover,
+    cli_restore,
     cli_verify,
     cluster_init,
     config,
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show every peer: role, term, indexes, errors")
     add_connection(status)
     status.set_defaults(run=_status)
-    for module in (cli_peer, cli_backup, cli_recover, cli_leader):
+    for module in (cli_peer, cli_backup, cli_restore, cli_recover, cli_leader):
         module.add(commands)
     _add_image(commands)
     cli_observer.add(commands)

@@ -10,6 +10,7 @@ from pathlib import Path
 from raftreg import backup, config
 from raftreg.backup import Label
 from raftreg.cli_connection import CONFIG_VARIABLE, DONE, Commands, config_path, print_json
+from raftreg.cli_progress import bar
 
 _HOUR_S = 3600
 
@@ -19,7 +20,9 @@ def add(commands: Commands) -> None:
     create = verbs.add_parser(
         "create",
         help="copy the state of a peer on this machine, which may be running",
-        description="The copy pins pages of the database for at most limits.snapshot_reader_max_s.",
+        description="The file is compressed, and whole once it has its name. The copy pins pages of the database for "
+        "at most limits.snapshot_reader_max_s, and leaves limits.disk_reserve_bytes free. What a peer makes by "
+        "itself: table [backup] of its configuration.",
     )
     create.add_argument("file", metavar="FILE", type=Path)
     create.add_argument("--config", type=Path, metavar="PATH", help=f"the peer's; default ${CONFIG_VARIABLE}")
@@ -32,7 +35,8 @@ def add(commands: Commands) -> None:
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    label = backup.create(config.load(config_path(arguments)), arguments.file)
+    with bar(f"backup to {arguments.file}") as progress:
+        label = backup.create(config.load(config_path(arguments)), arguments.file, progress=progress)
     if arguments.json:
         print_json(vars(label))
     else:
@@ -41,7 +45,8 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    label, rows = backup.verify(arguments.file)
+    with bar(f"reading {arguments.file}") as progress:
+        label, rows = backup.verify(arguments.file, progress)
     if arguments.json:
         print_json({**vars(label), "rows": rows})
     else:

@@ -21,6 +21,10 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 # which it does wrong.
 APPEND_BATCH_BYTES = 8 * MIB
 ENTRY_BYTES_MAX = APPEND_BATCH_BYTES // 4
+# Scheduled backups: a shorter period would keep a reader of the database open for good; each file kept has its label
+# read before older ones are removed.
+BACKUP_EVERY_MIN_S = 60.0
+BACKUPS_KEPT_MAX = 1000
 
 
 class ConfigError(Exception):
@@ -108,6 +112,9 @@ class Limits:
     # 200,000 images): 12 million rows go in half a minute.
     reclaim_rows_max: int = 4_000
     reclaim_whole_rows_max: int = 2_000_000
+
+    # -- backups by schedule: one that failed is tried again so soon, or after the period where that is shorter.
+    backup_retry_s: float = 600.0
 
     # -- integrity: every peer notes the digest of its state so often, a few microseconds each time...
     digest_every_entries: int = 256
@@ -198,6 +205,19 @@ class TlsFiles:
 
 
 @dataclass(frozen=True)
+class BackupSchedule:
+    """Backups that a running peer makes by itself: into `directory` every `every_s` seconds (0: none).
+
+    The newest `keep` stay, and of each of the last `keep_daily` days that have some, in UTC, the newest one.
+    """
+
+    directory: Path | None = None
+    every_s: float = 0.0
+    keep: int = 7
+    keep_daily: int = 7
+
+
+@dataclass(frozen=True)
 class PeerConfig:
     """One registry peer.
 
@@ -218,6 +238,7 @@ class PeerConfig:
     limits: Limits = field(default_factory=Limits)
     timing: Timing = field(default_factory=Timing)
     observer: bool = False
+    backup: BackupSchedule = field(default_factory=BackupSchedule)
 
     @property
     def cluster_peers(self) -> tuple[str, ...]:
@@ -292,6 +313,7 @@ def _from_document(document: dict[str, Any], base: Path) -> PeerConfig:
         limits=_numbers(Limits, top.table("limits", optional=True)),
         timing=_numbers(Timing, top.table("timing", optional=True)),
         observer=observer,
+        backup=_schedule(top.table("backup", optional=True), base),
     )
     for table in (top, raft, api, tls):
         table.refuse_rest()
@@ -315,6 +337,10 @@ class _Table:
 
     def text(self, key: str, default: str | None = None) -> str:
         return str(self.take(key, str, default))
+
+    def number(self, key: str, default: float) -> float:
+        whole = type(self.values.get(key)) is int
+        return float(self.take(key, int if whole else float, default))
 
     def flag(self, key: str, default: bool) -> bool:
         return bool(self.take(key, bool, default))
@@ -352,6 +378,19 @@ def _numbers(kind: type[_Numbers], table: _Table) -> _Numbers:
     return kind(**values)
 
 
+def _schedule(table: _Table, base: Path) -> BackupSchedule:
+    default = BackupSchedule()
+    directory = table.text("directory", "")
+    made = BackupSchedule(
+        directory=base / directory if directory else None,
+        every_s=table.number("every_s", default.every_s),
+        keep=int(table.take("keep", int, default.keep)),
+        keep_daily=int(table.take("keep_daily", int, default.keep_daily)),
+    )
+    table.refuse_rest()
+    return made
+
+
 def validate(config: PeerConfig) -> None:
     """Refuse settings which contradict each other. Raises ConfigError."""
     known = ", ".join(sorted(config.raft_peers))
@@ -369,6 +408,7 @@ def validate(config: PeerConfig) -> None:
     for name, url in config.api_peers.items():
         _validate_url(name, url, config)
     _validate_numbers(config.limits, config.timing)
+    _validate_schedule(config.backup)
 
 
 def _validate_url(name: str, url: str, config: PeerConfig) -> None:
@@ -404,6 +444,20 @@ def _validate_numbers(limits: Limits, timing: Timing) -> None:
             raise ConfigError(sentence)
 
 
+def _validate_schedule(backup: BackupSchedule) -> None:
+    most = BACKUPS_KEPT_MAX
+    rules = (
+        (backup.every_s == 0 or BACKUP_EVERY_MIN_S <= backup.every_s < math.inf, "backup.every_s must be 0 (off) or at "
+         f"least {BACKUP_EVERY_MIN_S}"),
+        (backup.every_s == 0 or backup.directory is not None, "backup.directory is missing; backup.every_s needs it"),
+        (1 <= backup.keep <= most, f"backup.keep must be 1 to {most}"),
+        (0 <= backup.keep_daily <= most, f"backup.keep_daily must be 0 (none) to {most}"),
+    )  # fmt: skip
+    for holds, sentence in rules:
+        if not holds:
+            raise ConfigError(sentence)
+
+
 def render(config: PeerConfig, base: Path) -> str:
     """The TOML text which `load` reads back from a file in `base`; limits and timing only where not the default."""
     lines = [
@@ -427,7 +481,16 @@ def render(config: PeerConfig, base: Path) -> str:
     ]
     for title, values in (("limits", config.limits), ("timing", config.timing)):
         lines += ["", f"[{title}]", *(f"{name} = {_toml(value)}" for name, value in _changed(values))]
+    lines += _rendered_schedule(config.backup, base)
     return "\n".join(lines) + "\n"
+
+
+def _rendered_schedule(backup: BackupSchedule, base: Path) -> list[str]:
+    if backup == BackupSchedule():
+        return []
+    where = [] if backup.directory is None else [f"directory = {_toml(_relative(backup.directory, base))}"]
+    numbers = ("every_s", "keep", "keep_daily")
+    return ["", "[backup]", *where, *(f"{name} = {_toml(getattr(backup, name))}" for name in numbers)]
 
 
 def _changed(values: Limits | Timing) -> list[tuple[str, Any]]:

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import signal
+from typing import Any
 
 import uvloop
 
 from raftreg import api, certificates, queries, state_machine
 from raftreg.api_drain import drain
+from raftreg.backup_schedule import BackupKeeper
 from raftreg.changefeed import Feed
 from raftreg.compaction import ChangeCompactor
 from raftreg.config import PeerConfig
@@ -65,12 +67,13 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
     feed = Feed(peer.reads, epoch=identity.epoch, limits=config.limits)
     leases = LeaseKeeper(peer.proposer, peer.reads, peer_name=config.name, lease_s=config.limits.zone_lease_s)
     compactor = ChangeCompactor(peer, queries.revision, queries.compaction_floor)
-    metrics.before_render.append(lambda: _fill(metrics, peer))
+    backups = _backups(config, identity.cluster_id, peer, metrics)
+    metrics.before_render.append(lambda: _fill(metrics, peer, backups))
     app = api.build_app(
         proposer=peer.proposer,
         reads=peer.reads,
         leadership=peer.leadership,
-        status=peer.status,
+        status=lambda: _status(peer, backups),
         cluster_id=identity.cluster_id,
         epoch=identity.epoch,
         peer_name=config.name,
@@ -85,6 +88,8 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
     runner = await api.serve(app, config, certificates.server_context(config.tls) if config.api_tls else None)
     # An observer never leads, and only a leader has anything to do there.
     tasks = [asyncio.create_task(each.run()) for each in ((leases, compactor) if not config.observer else ())]
+    if backups is not None:
+        tasks.append(asyncio.create_task(backups.run()))
     logger.info("peer %s of cluster %s serves on %s", config.name, identity.cluster_id, runner.addresses)
     try:
         yield peer, runner.addresses
@@ -100,9 +105,22 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         await peer.stop()
 
 
-def _fill(metrics: PeerMetrics, peer: Peer) -> None:
-    """The gauges that only the consensus knows."""
+def _backups(config: PeerConfig, cluster_id: str, peer: Peer, metrics: PeerMetrics) -> BackupKeeper | None:
+    if not config.backup.every_s:
+        return None
+    return BackupKeeper(config, cluster_id, applied=lambda: peer.raft.applied, failed=metrics.backups.failed)
+
+
+def _status(peer: Peer, backups: BackupKeeper | None) -> dict[str, Any]:
     status = peer.status()
+    if backups is not None:
+        status["errors"] += backups.errors()
+    return {**status, "backup": None if backups is None else backups.status()}
+
+
+def _fill(metrics: PeerMetrics, peer: Peer, backups: BackupKeeper | None) -> None:
+    """The gauges that only consensus and schedule know."""
+    status = _status(peer, backups)
     metrics.term.set(status["term"])
     metrics.commit_index.set(status["commit"])
     metrics.proposals_pending.set(status["proposals_pending"])
@@ -111,5 +129,7 @@ def _fill(metrics: PeerMetrics, peer: Peer) -> None:
     metrics.log_bytes.set(status["db"]["log_bytes"])
     metrics.db_used_bytes.set(status["db"]["used_bytes"])
     metrics.db_file_bytes.set(status["db"]["file_bytes"])
-    metrics.oldest_reader_s.set(peer.raft.snapshots.spool.reader_age_s())
+    readers = [peer.raft.snapshots.spool.reader_age_s(), 0.0 if backups is None else backups.reader_age_s()]
+    metrics.oldest_reader_s.set(max(readers))
+    metrics.backups.fill(status["backup"])
     metrics.integrity.fill(status["integrity"])

@@ -16,6 +16,8 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from raftreg.backup_run import REASONS
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # From a fast NVMe drive's sync to a disk on which the peer should not lead.
@@ -61,6 +63,32 @@ class _Integrity:
             self._pass_age_s.set(_or_nan(scrub["finished_age_s"]))
 
 
+class _Backups:
+    """Scheduled backups; all is NaN or 0 while there is no schedule."""
+
+    def __init__(self, gauge: Callable[[str, str], Gauge], registry: CollectorRegistry) -> None:
+        text = "When the state of the newest backup was of, by its label; NaN: none is known."
+        self._last_time_s = gauge("backup_last_success_timestamp_seconds", text)
+        self._last_bytes = gauge("backup_last_size_bytes", "Size of that file.")
+        self._last_took_s = gauge("backup_last_duration_seconds", "How long it took; NaN: made before this start.")
+        self._failing = gauge("backup_failing", "1 when the last attempt failed; status says why.")
+        self._failures = Counter(
+            "raftreg_backup_failures", "Scheduled backups that failed, by reason.", ["reason"], registry=registry
+        )
+        for reason in REASONS:
+            self._failures.labels(reason)
+
+    def failed(self, reason: str) -> None:
+        self._failures.labels(reason).inc()
+
+    def fill(self, backup: dict[str, Any] | None) -> None:
+        last = None if backup is None else backup["last"]
+        self._last_time_s.set(math.nan if last is None else last["created_us"] / 1e6)
+        self._last_bytes.set(math.nan if last is None else last["bytes"])
+        self._last_took_s.set(math.nan if last is None else _or_nan(last["seconds"]))
+        self._failing.set(backup is not None and backup["trouble"] is not None)
+
+
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
@@ -94,6 +122,7 @@ class PeerMetrics:
         self.feed_consumers = gauge("feed_consumers", "Connected feed consumers.")
         self.requests_running = gauge("http_requests_running", "Requests that are being answered.")
         self.integrity = _Integrity(gauge)
+        self.backups = _Backups(gauge, registry)
         self.proposals = Counter(
             "raftreg_proposals", "Commands offered to the log by outcome.", ["outcome"], registry=registry
         )

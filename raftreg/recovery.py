@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 
 from raftreg import cluster_init, state_machine, store, stored_peer, voter_change
-from raftreg.backup import Backup, Label
+from raftreg.backup_file import Backup, Label, Progress, no_progress
 from raftreg.cluster_init import InitError, PlannedPeer
 from raftreg.config import PeerConfig
 from raftreg.engine import regular_entry
@@ -143,16 +143,22 @@ def begin_life(owner: Store, epoch: int, *, id_floor: int | None, now_us: int) -
 
 
 def from_backup(
-    configured: Configured, file: Path, *, epoch: int | None, id_floor: int | None, now_us: int
+    configured: Configured,
+    file: Path,
+    *,
+    epoch: int | None,
+    id_floor: int | None,
+    now_us: int,
+    progress: Progress = no_progress,
 ) -> Identity:
-    """Make the state of a backup the store of this peer, as the only voter of a new epoch.
+    """Make the state of a backup the store of this peer, as the only voter of a new epoch. `progress` is told bytes.
 
     Raises InitError, BackupError, StoreError: nothing was changed.
     """
     settings = configured.settings
     if configured.has_store:
         raise InitError(f"{settings.data_dir} has a store; a backup has less than that. Move it away if you are sure")
-    with Backup(file) as backup:
+    with Backup(file, progress) as backup:
         begun = new_epoch(backup.label, epoch)
         workshop = settings.data_dir / ".recover"
         shutil.rmtree(workshop, ignore_errors=True)

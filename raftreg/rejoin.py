@@ -56,8 +56,7 @@ def _ask_others(settings: PeerConfig) -> dict[str, Status | errors.RegistryError
     others = [url for name, url in settings.api_peers.items() if name != settings.name]
     if not others:
         raise InitError(
-            "this peer is alone in its cluster: nobody else has the data; `raftreg recover --from-backup` restores a "
-            "backup"
+            "this peer is alone in its cluster: nobody else has the data; `raftreg restore` starts it from a backup"
         )
     return asyncio.run(_ask(others, certificates.api_client_context(settings.tls) if settings.api_tls else None))
 

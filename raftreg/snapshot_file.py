@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import msgpack
 
@@ -49,6 +49,16 @@ def unchecked_rows(_view: View, rows: Iterator[Row]) -> Iterator[Row]:
     return rows
 
 
+class SnapshotSink(Protocol):
+    """Where a snapshot is written to: a binary file, or what compresses on the way to one."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def fileno(self) -> int: ...
+
+
 class Malformed(ValueError):
     """These are not the chunks of one intact snapshot; the message says what is wrong."""
 
@@ -70,16 +80,35 @@ def copy_to_spool(
     One chunk is in memory at a time. Raises TimeoutError past `reader_max_s`, InterruptedError when `go_on` says no.
     """
     deadline = time.monotonic() + reader_max_s
+
+    def in_time(_rows: int) -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"copying a snapshot took more than {reader_max_s} s; see snapshot_reader_max_s")
+        if not go_on():
+            raise InterruptedError("nobody waits for this snapshot any more")
+
     with path.open("wb") as file:
-        writer = _Writer(file)
-        writer.write(_HEADER, reader.log_entry(index), reader.log_entry(index - 1))
-        for rows in _batches(checked_rows(reader.view(), reader.rows()), chunk_bytes):
-            writer.write_rows(rows)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"copying a snapshot took more than {reader_max_s} s; see snapshot_reader_max_s")
-            if not go_on():
-                raise InterruptedError("nobody waits for this snapshot any more")
-        writer.write(_TRAILER, writer.rows, writer.checksum.digest())
+        write_snapshot(reader, index, file, chunk_bytes, in_time, checked_rows)
+
+
+def write_snapshot(
+    reader: StateReader,
+    index: int,
+    file: SnapshotSink,
+    chunk_bytes: int,
+    after_chunk: Callable[[int], None],
+    checked_rows: CheckedRows = unchecked_rows,
+) -> None:
+    """Write the state, which has applied `index`, to an open file, one chunk in memory at a time.
+
+    `after_chunk` is told after each one how many rows are written in all; what it raises ends the writing.
+    """
+    writer = _Writer(file)
+    writer.write(_HEADER, reader.log_entry(index), reader.log_entry(index - 1))
+    for rows in _batches(checked_rows(reader.view(), reader.rows()), chunk_bytes):
+        writer.write_rows(rows)
+        after_chunk(writer.rows)
+    writer.write(_TRAILER, writer.rows, writer.checksum.digest())
 
 
 def _batches(rows: Iterator[Row], chunk_bytes: int) -> Iterator[list[Row]]:
@@ -100,7 +129,7 @@ def _batches(rows: Iterator[Row], chunk_bytes: int) -> Iterator[list[Row]]:
 
 
 class _Writer:
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: SnapshotSink) -> None:
         self._file = file
         self._id = random.randbytes(_ID_BYTES)
         self._sequence = self._unsynced = 0

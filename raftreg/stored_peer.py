@@ -68,12 +68,18 @@ def opened(settings: PeerConfig) -> Iterator[Store]:
 
     Raises StoreError, also when it belongs to another peer than the configuration says.
     """
-    size = settings.limits.map_size_bytes
+    with opened_at(settings.data_dir, settings.name, settings.limits.map_size_bytes) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def opened_at(data_dir: Path, name: str, map_size_bytes: int) -> Iterator[Store]:
+    """The same for whoever has no configuration at hand."""
     try:
-        store = Store(settings.data_dir, map_size_bytes=size, peer=settings.name, read_only=True)
+        store = Store(data_dir, map_size_bytes=map_size_bytes, peer=name, read_only=True)
     except NeverStarted:
         # Never started: log and state are not even made. Nothing of what the owner makes now is committed.
-        store = Store(settings.data_dir, map_size_bytes=size, peer=settings.name)
+        store = Store(data_dir, map_size_bytes=map_size_bytes, peer=name)
     try:
         yield store
     finally:

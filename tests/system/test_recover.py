@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import shutil
 import socket
@@ -15,8 +14,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from raftreg import backup, config, errors, state_machine, stored_peer
-from raftreg.backup import BackupError
+from raftreg import config, errors, state_machine, stored_peer
 from raftreg.cli import main
 from raftreg.commands import EPOCH_IDS_SKIPPED
 from raftreg.engine import regular_entry
@@ -198,39 +196,6 @@ def test_a_survivor_is_in_the_new_epoch_wholly_or_not_at_all(survivor: Path) -> 
     store.close()
     found = stored_peer.read(stored_peer.below(survivor)[0])
     assert (found.identity.epoch, found.last, found.term) == (1, (3, 3), 3)
-
-
-def test_a_damaged_backup_is_refused_and_makes_no_store(survivor: Path) -> None:
-    file = survivor.parent.parent / "registry.backup"
-    label = backup.create(config.load(survivor), file)
-    assert backup.verify(file)[0] == label
-    whole = file.read_bytes()
-    with pytest.raises(BackupError, match="never overwritten"):
-        backup.create(config.load(survivor), file)
-    shutil.rmtree(survivor / "store")
-    for position in range(0, len(whole), 7):
-        file.write_bytes(whole[:position] + bytes((whole[position] ^ 0x41,)) + whole[position + 1 :])
-        with pytest.raises(BackupError):
-            backup.verify(file)
-    for length in (0, 10, len(whole) - 5):
-        file.write_bytes(whole[:length])
-        with pytest.raises(BackupError, match="cut off"):
-            backup.verify(file)
-    said = raftreg("recover", "--from-backup", file, survivor, "--yes", status=1)
-    assert "cut off" in said
-    assert not (survivor / "store").exists()
-
-
-def test_a_backup_that_fails_leaves_no_file(survivor: Path) -> None:
-    settings = config.load(survivor)
-    hurried = dataclasses.replace(
-        settings, limits=dataclasses.replace(settings.limits, snapshot_chunk_bytes=1, snapshot_reader_max_s=1e-9)
-    )
-    file = survivor.parent.parent / "registry.backup"
-    with pytest.raises(TimeoutError):
-        backup.create(hurried, file)
-    assert list(file.parent.glob("*backup*")) == []
-    assert list(file.parent.glob(".*backup*")) == []
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

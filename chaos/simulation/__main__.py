@@ -26,6 +26,8 @@ DIRECTORY = Path(".run") / "sim"
 TRACE_LINES_SHOWN = 40
 # More than that tell the same story.
 FAILURES_SHOWN_MAX = 5
+# Schedules between two lines where no bar can be shown: a few minutes.
+TOLD_EVERY = 500
 BOTH = (3, 5)
 
 
@@ -37,9 +39,14 @@ def main(arguments: list[str]) -> int:
         for seed in range(options.base, options.base + options.seeds)
     ]
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    totals = _run(jobs, options)
-    _print_table(totals, time.monotonic() - started)
+    started, totals = time.monotonic(), Totals()
+    try:
+        _run(jobs, options, totals)
+    except BaseException:
+        print(f"stopped after {totals.schedules} of {len(jobs)} schedules; nothing is said of the others", flush=True)
+        raise
+    finally:
+        _print_table(totals, time.monotonic() - started)
     for job, outcome in totals.failed[:FAILURES_SHOWN_MAX]:
         _print_failure(job, outcome)
     return _verdict_without(options.without, totals) if options.without else _verdict(totals)
@@ -66,8 +73,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _run(jobs: list[Job], options: argparse.Namespace) -> Totals:
-    totals = Totals()
+def _run(jobs: list[Job], options: argparse.Namespace, totals: Totals) -> None:
     columns = (TextColumn("schedules"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("schedules", total=len(jobs))
@@ -76,10 +82,12 @@ def _run(jobs: list[Job], options: argparse.Namespace) -> Totals:
             if options.trace:
                 print(f"events of seed {job.seed}: {outcome.events}")
             bar.advance(task)
+            if totals.schedules % TOLD_EVERY == 0 and not sys.stderr.isatty():
+                said = f"{totals.schedules:,} of {len(jobs):,} schedules, {len(totals.failed)} violations"
+                print(said, file=sys.stderr, flush=True)
             if options.without and totals.failed:
                 break
     totals.failed.sort(key=lambda failed: failed[0].seed)
-    return totals
 
 
 def _print_table(totals: Totals, seconds: float) -> None:

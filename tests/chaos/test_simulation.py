@@ -6,9 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from chaos.simulation import __main__ as simulation
+from chaos.simulation.runs import Job
+from chaos.simulation.schedule import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILED_STATUS, USAGE_STATUS = 1, 2
@@ -42,6 +47,23 @@ def test_schedules_end_with_a_verdict_that_counts_what_they_did(tmp_path: Path) 
     )
     assert said is not None, done.stdout
     assert int(said[1].replace(",", "")) >= 400
+
+
+def test_a_run_that_is_stopped_says_what_it_did_until_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(jobs: list[Job], *_: object) -> Iterator[tuple[Job, Outcome]]:
+        yield jobs[0], Outcome(jobs[0].seed, acknowledged=1234)
+        raise SystemExit(143)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(simulation, "run_all", stopped)
+    with pytest.raises(SystemExit):
+        simulation.main(["--seeds", "4"])
+    said = capsys.readouterr().out
+    assert "stopped after 1 of 4 schedules" in said
+    assert "1,234" in said
+    assert "PASS" not in said
 
 
 def test_a_seed_gives_the_same_events_again(tmp_path: Path) -> None:

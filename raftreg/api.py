@@ -21,6 +21,7 @@ from raftreg.api_forward import Forwarder
 from raftreg.api_images import Images
 from raftreg.api_integrity import Integrity, Soundness
 from raftreg.api_leader import Leader
+from raftreg.api_openapi import OpenApi
 from raftreg.api_zones import Zones
 from raftreg.changefeed import Feed
 from raftreg.config import PeerConfig
@@ -67,7 +68,8 @@ def build_app(
     app[CONTEXT] = context
     peer = _Peer(context)
     for handlers in (
-        Images(context), Zones(context), Changes(context), Leader(context), Integrity(context, integrity), peer,
+        Images(context), Zones(context), Changes(context), Leader(context), Integrity(context, integrity),
+        OpenApi(context), peer,
     ):  # fmt: skip
         app.add_routes(handlers.routes())
     metrics.before_render.append(lambda: _fill(context))

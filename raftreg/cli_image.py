@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from raftreg import errors
 from raftreg.cli_connection import (
     DONE,
     Commands,
@@ -167,6 +168,8 @@ def _update(arguments: argparse.Namespace) -> int:
     unset = [PROPERTY_PREFIX + name for name in arguments.remove_property]
     if not (wanted or unset or arguments.tag or arguments.remove_tag):
         raise WrongUsage("name what is to be changed, for example --name NAME (raftreg image update --help)")
+    if arguments.key is not None and (arguments.tag or arguments.remove_tag):
+        raise WrongUsage("a change of tags follows on what is read first, so repeat it without --key")
     return _print(arguments, ask(arguments, lambda client: _updated(client, arguments, wanted, unset)))
 
 
@@ -174,16 +177,22 @@ async def _updated(
     client: Client, arguments: argparse.Namespace, wanted: dict[str, Any], unset: list[str]
 ) -> dict[str, Any]:
     """The image after the change. Tags change as a whole, so that adding one must follow on what was read."""
-    base_version = arguments.base_version
-    if arguments.tag or arguments.remove_tag:
+    base_version, tags = arguments.base_version, bool(arguments.tag or arguments.remove_tag)
+    if tags:
         image = await client.get_image(arguments.image)
         base_version = base_version or image["version"]
         kept = [tag for tag in image["tags"] if tag not in arguments.remove_tag]
         wanted["tags"] = list(dict.fromkeys([*kept, *arguments.tag]))
     more = {"force": True} if arguments.force else {}
-    return await client.update_image(
-        arguments.image, wanted, unset=unset, base_version=base_version, key=arguments.key, **more
-    )
+    try:
+        return await client.update_image(
+            arguments.image, wanted, unset=unset, base_version=base_version, key=arguments.key, **more
+        )
+    except errors.OutcomeUnknown:
+        if tags:
+            # The same key would come with another request, since what was read has changed.
+            raise errors.OutcomeUnknown("no answer: it may have been changed; the same command is safe again") from None
+        raise
 
 
 def _delete(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """The registry's HTTP API: one application per peer, one middleware that counts, bounds and answers for errors.
 
-Handlers stand beside this module: `api_images`, `api_zones`, `api_changes`, `api_leader`; what they share is
+Handlers stand beside this module (`api_images`, `api_zones` …), their description is `openapi.json`, what they share is
 `api_context`. A write that finds another peer leading is forwarded; while nobody leads it waits for whoever is next.
 """
 

@@ -1,6 +1,6 @@
 """The registry's HTTP API: one application per peer, one middleware that counts, bounds and answers for errors.
 
-Handlers stand beside this module: `api_images`, `api_zones`, `api_changes`, `api_leader`; what they share is
+Handlers stand beside this module (`api_images`, `api_zones` …), their description is `openapi.json`, what they share is
 `api_context`. A write that finds another peer leading is forwarded; while nobody leads it waits for whoever is next.
 """
 
@@ -21,6 +21,7 @@ from raftreg.api_forward import Forwarder
 from raftreg.api_images import Images
 from raftreg.api_integrity import Integrity, Soundness
 from raftreg.api_leader import Leader
+from raftreg.api_openapi import OpenApi
 from raftreg.api_projects import Projects
 from raftreg.api_zones import Zones
 from raftreg.changefeed import Feed
@@ -69,7 +70,7 @@ def build_app(
     peer = _Peer(context)
     for handlers in (
         Images(context), Projects(context), Zones(context), Changes(context), Leader(context),
-        Integrity(context, integrity), peer,
+        Integrity(context, integrity), OpenApi(context), peer,
     ):  # fmt: skip
         app.add_routes(handlers.routes())
     metrics.before_render.append(lambda: _fill(context))

@@ -1,20 +1,23 @@
-"""The changefeed and its bootstrap over HTTP."""
+"""The changefeed, its bootstrap and its compaction over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from aiohttp import web
 
 from raftreg import errors, queries, wire
-from raftreg.api_context import Context, Document, fill_page, number_parameter, wants_msgpack
+from raftreg.api_context import Context, Document, fill_page, number_parameter, take, wants_msgpack
 
 logger = logging.getLogger(__name__)
 
+_COMPACT = {"floor": int, "age_s": int}
+
 
 class Changes:
-    """Handlers of /registry/v1/changes and /registry/v1/bootstrap."""
+    """Handlers of /registry/v1/changes, bootstrap and compact."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -23,6 +26,7 @@ class Changes:
         return [
             web.get(f"{wire.PREFIX}/changes", self.follow, allow_head=False),
             web.get(f"{wire.PREFIX}/bootstrap", self.bootstrap, allow_head=False),
+            web.post(f"{wire.PREFIX}/compact", self.compact),
         ]
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
@@ -73,6 +77,35 @@ class Changes:
         rows, after = fill_page(read, after, rows_max, limits.page_bytes_max, as_msgpack=as_msgpack)
         rest = {"next": after, "start": f"{context.epoch}.{queries.revision(view)}"}
         return context.encoded(wire.encode_page("images", rows, rest, as_msgpack=as_msgpack), as_msgpack)
+
+    async def compact(self, request: web.Request) -> web.Response:
+        """{"floor", "more"}, for operators: changes below `floor`, or older than `age_s`, are forgotten.
+
+        It takes many commands, each of a bounded number of rows; `more` says that the deadline came before the floor
+        was reached: ask again. Asking twice is harmless, so no idempotency key is kept for it.
+        """
+        context = self._context
+        caller = context.caller(request)
+        caller.require_role("operator")
+        fields = take(await context.body(request), _COMPACT)
+        if len(fields) != 1:
+            raise errors.BadRequest("name either floor (a revision) or age_s (in seconds)")
+        ends = time.monotonic() + context.deadline_s(request) / 2
+        command = {"op": "compact_changes", "actor": caller.actor, "floor": self._wanted_floor(fields)}
+        while True:
+            (result,) = await context.propose_all(request, [command])
+            if "error" in result:
+                raise errors.refusal(result["error"])
+            if not result["ok"]["more"] or time.monotonic() >= ends:
+                return context.answer(request, result["ok"])
+
+    def _wanted_floor(self, fields: Document) -> int:
+        if "floor" in fields:
+            return int(fields["floor"])
+        if fields["age_s"] < 0:
+            raise errors.BadRequest("age_s must be 0 or more")
+        since_us = time.time_ns() // 1000 - fields["age_s"] * 1_000_000
+        return max(1, queries.first_change_since(self._context.reads.view(), since_us))
 
 
 class _Writer:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from aiohttp import web
 
 from raftreg import errors, queries, wire
-from raftreg.api_context import Caller, Context, Document, Kinds, take
+from raftreg.api_context import Caller, Context, Document, Kinds, number_parameter, take
 
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _ZONE = {"endpoint": str, "capabilities": dict}
 _GATEWAY = {"endpoint": str}
 _HEARTBEAT = {"gateway": str}
@@ -43,10 +45,12 @@ class Zones:
             web.put(f"{prefix}/zones/{{zone}}/gateways/{{gateway}}", self.register_gateway),
             web.post(f"{prefix}/zones/{{zone}}/heartbeat", self.heartbeat),
             web.post(f"{prefix}/ids", self.allocate),
+            web.get(f"{prefix}/blocks", self.blocks, allow_head=False),
             web.post(f"{prefix}/blocks", self.grant),
             web.post(f"{prefix}/blocks/seal", self.seal),
             web.post(f"{prefix}/sessions", self.open_session),
             web.get(f"{prefix}/sessions", self.sessions, allow_head=False),
+            web.get(f"{prefix}/sessions/{{session}}", self.session, allow_head=False),
             web.post(f"{prefix}/sessions/{{session}}/operations", self.operate),
         ]
 
@@ -104,6 +108,21 @@ class Zones:
             request, await context.propose(request, caller, {"op": "allocate_ids", "count": count}), 201
         )
 
+    async def blocks(self, request: web.Request) -> web.Response:
+        """{"blocks": [...], "next": where to go on or null}, for operators: ID blocks by number, sealed ones included.
+
+        `gateway` leaves out the others', so that a page may be short although `next` says that there is more.
+        """
+        context, limits = self._context, self._context.limits
+        context.caller(request).require_role("operator", "peer")
+        limit, after = number_parameter(request.query, "limit"), number_parameter(request.query, "after")
+        rows_max = min(limits.page_rows_default if limit is None else limit, limits.page_rows_max)
+        view = await context.view(request)
+        page, following = queries.blocks(
+            view, gateway=request.query.get("gateway"), after=after or 0, limit=max(1, rows_max)
+        )
+        return context.answer(request, {"blocks": page, "next": following})
+
     async def grant(self, request: web.Request) -> web.Response:
         """{"first", "last", "token"}: an ID block for a gateway's session."""
         return await self._for_gateway(request, "grant_block", _BLOCK, tuple(_BLOCK), 201)
@@ -126,6 +145,16 @@ class Zones:
         self._context.caller(request).require_role("operator", "peer")
         view = await self._context.view(request)
         return self._context.answer(request, {"sessions": queries.sessions(view)})
+
+    async def session(self, request: web.Request) -> web.Response:
+        """{"session": session}, for operators: one session by its UUID."""
+        self._context.caller(request).require_role("operator", "peer")
+        name = request.match_info["session"]
+        view = await self._context.view(request)
+        session = queries.get_session(view, name.lower()) if _UUID.fullmatch(name) else None
+        if session is None:
+            raise errors.NotFound(f"no session {name[:80]!r} is remembered", code="session_unknown")
+        return self._context.answer(request, {"session": session})
 
     async def open_session(self, request: web.Request) -> web.Response:
         """Opens the session or says how far it got; a new one fences the gateway's older one."""

@@ -11,27 +11,38 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from raftreg import (
     cli_backup,
+    cli_block,
+    cli_change,
+    cli_compact,
+    cli_digest,
+    cli_id,
+    cli_image,
     cli_leader,
     cli_observer,
     cli_peer,
     cli_recover,
     cli_restore,
+    cli_session,
     cli_verify,
+    cli_zone,
     cluster_init,
     config,
     errors,
-    wire,
 )
 from raftreg import rejoin as rejoining
 from raftreg.cli_connection import (
+    CURSOR_GONE,
     DONE,
+    EXIT_STATUSES,
     FAILED,
+    OUTCOME_UNKNOWN,
+    WRONG_USAGE,
     Commands,
+    WrongUsage,
     add_connection,
     add_peer_config,
     ask,
@@ -43,7 +54,7 @@ from raftreg.config import ConfigError
 from raftreg.store import StoreError
 from raftreg.stored_peer import Configured
 
-_EXAMPLES = """\
+_EXAMPLES = f"""\
 examples:
   raftreg init /srv/registry                       a single peer on this machine
   raftreg serve /srv/registry
@@ -54,10 +65,11 @@ examples:
                                                    then copy /srv/registry/ams there, and start it with
   raftreg serve --observer /srv/registry/ams
   raftreg status --config /srv/registry
-  raftreg image list --config /srv/registry --limit 20
+  export RAFTREG_CONFIG=/srv/registry              instead of --config with every command
+  raftreg image list --limit 20
+  raftreg change tail --json
 
-exit status: 0 done, 1 refused or failed (the message says why), 2 wrong usage
-"""
+{EXIT_STATUSES}"""
 _ROLE_STYLES = {
     "leader": "bold green",
     "follower": "green",
@@ -74,17 +86,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except (ConfigError, InitError, StoreError) as error:
         return _fail(str(error))
+    except WrongUsage as error:
+        return _fail(str(error), WRONG_USAGE)
     except errors.RegistryError as error:
-        return _fail(f"{error.message} [{error.code}]")
+        return _refused(error)
     except OSError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return FAILED
 
 
-def _fail(sentence: str) -> int:
+def _fail(sentence: str, status: int = FAILED) -> int:
     print(f"raftreg: {sentence}", file=sys.stderr)
-    return FAILED
+    return status
+
+
+def _refused(error: errors.RegistryError) -> int:
+    sentence = f"{error.message} [{error.code}]"
+    if error.definite:
+        return _fail(sentence, CURSOR_GONE if isinstance(error, errors.Gone) else FAILED)
+    key = error.details.get("key")
+    return _fail(f"{sentence}; repeat it with --key {key}" if key else sentence, OUTCOME_UNKNOWN)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,9 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(run=_status)
     for module in (cli_peer, cli_backup, cli_restore, cli_recover, cli_leader):
         module.add(commands)
-    _add_image(commands)
-    cli_observer.add(commands)
-    cli_verify.add(commands)
+    for module in (cli_observer, cli_verify, cli_digest):
+        module.add(commands)
+    for module in (cli_image, cli_id, cli_block, cli_zone, cli_session, cli_change, cli_compact):
+        module.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
     return parser
@@ -143,22 +166,6 @@ def _add_rejoin(commands: Commands) -> None:
     add_peer_config(rejoin)
     rejoin.add_argument("--replace", action="store_true", help="move the old store aside first")
     rejoin.set_defaults(run=_rejoin)
-
-
-def _add_image(commands: Commands) -> None:
-    image = commands.add_parser("image", help="look at images").add_subparsers(metavar="VERB", required=True)
-    listing = image.add_parser("list", help="one page of images, newest first")
-    add_connection(listing)
-    for name in ("owner", "visibility", "name", "status", "home-zone"):
-        listing.add_argument(f"--{name}")
-    listing.add_argument("--sort", default="created_at:desc", metavar="KEY[:asc|:desc]")
-    listing.add_argument("--limit", type=int, default=50)
-    listing.add_argument("--marker", type=int, help="number of the last image of the page before")
-    listing.set_defaults(run=_image_list)
-    show = image.add_parser("show", help="one image by number or UUID")
-    add_connection(show)
-    show.add_argument("image")
-    show.set_defaults(run=_image_show)
 
 
 # -- commands -----------------------------------------------------------------------------------------------------
@@ -292,37 +299,6 @@ def _status_row(status: dict[str, Any]) -> list[str]:
         "unknown" if staleness is None else f"{staleness:.2f} s",
         str(len(status.get("errors", []))),
     ]
-
-
-def _image_list(arguments: argparse.Namespace) -> int:
-    names = ("owner", "visibility", "name", "status", "home_zone", "sort", "limit", "marker")
-    filters = {name: getattr(arguments, name) for name in names}
-    page = ask(arguments, lambda client: client.list_images(**filters))
-    if arguments.json:
-        print_json(page)
-        return DONE
-    table = Table()
-    columns = ("number", "uuid", "name", "status", "visibility", "owner", "home_zone", "size")
-    for column in columns:
-        table.add_column(column.replace("_", " "))
-    for image in page["images"]:
-        table.add_row(*("" if image[column] is None else escape(str(image[column])) for column in columns))
-    Console().print(table)
-    if page["next"] is not None:
-        print(f"more: --marker {page['next']}")
-    return DONE
-
-
-def _image_show(arguments: argparse.Namespace) -> int:
-    image = ask(arguments, lambda client: client.get_image(arguments.image))
-    if arguments.json:
-        print_json(image)
-        return DONE
-    table = Table(show_header=False)
-    for name, value in image.items():
-        table.add_row(name, escape(wire.to_json(value).decode() if isinstance(value, dict | list) else str(value)))
-    Console().print(table)
-    return DONE
 
 
 if __name__ == "__main__":

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from raftreg import cluster_init, config, wire
 from raftreg.certificates import api_client_context
@@ -16,8 +21,47 @@ from raftreg.client import Client
 from raftreg.config import ConfigError, TlsFiles
 
 CONFIG_VARIABLE = "RAFTREG_CONFIG"
-DONE, FAILED = 0, 1
+DONE, FAILED, WRONG_USAGE, OUTCOME_UNKNOWN, CURSOR_GONE = range(5)
+EXIT_STATUSES = """\
+exit status: 0 done, 1 refused or failed (the message says why), 2 wrong usage, 3 the outcome is not known (repeat it
+with the --key that the message names), 4 the cursor of `change tail` is gone (read the images again)
+"""
 Commands = Any  # argparse gives its subparsers no public type
+
+
+class WrongUsage(Exception):
+    """Options that make no sense together; the message says what to name."""
+
+
+def add_noun(commands: Commands, noun: str, help_text: str, examples: str) -> Commands:
+    """The parser of a noun; what it returns takes its verbs. `examples` are lines that a user can copy."""
+    parser = commands.add_parser(
+        noun,
+        help=help_text,
+        description=help_text[0].upper() + help_text[1:] + ".",
+        epilog=f"examples:\n{examples}\n{EXIT_STATUSES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser.add_subparsers(metavar="VERB", required=True)
+
+
+def add_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--key", help="idempotency key of a write whose outcome was not known; default: a new one")
+
+
+def pair(text: str) -> tuple[str, str]:
+    """NAME=VALUE, as a type of argparse."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
+    return name, value
+
+
+def count(text: str) -> int:
+    """A whole number of 1 or more, as a type of argparse."""
+    if not (text.isascii() and text.isdecimal() and 0 < int(text[:17]) < 2**53):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of 1 or more")
+    return int(text)
 
 
 def add_peer_config(parser: argparse.ArgumentParser) -> None:
@@ -84,3 +128,35 @@ def ask(arguments: argparse.Namespace, question: Callable[[Client], Awaitable[An
 
 def print_json(value: Any) -> None:
     sys.stdout.write(wire.to_json(value).decode() + "\n")
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A table for people: these columns of each row."""
+    table = Table()
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(shown(row[column]) for column in columns))
+    Console().print(table)
+
+
+def print_fields(row: Mapping[str, Any]) -> None:
+    """A table for people: one line per field."""
+    table = Table(show_header=False)
+    for name, value in row.items():
+        table.add_row(name, shown(value))
+    Console().print(table)
+
+
+def shown(value: Any) -> str:
+    """A value as a cell of a table."""
+    if value is None:
+        return ""
+    if isinstance(value, dict | list):
+        return escape(wire.to_json(value).decode())
+    return value.hex() if isinstance(value, bytes) else escape(str(value))
+
+
+def moment(time_us: int) -> str:
+    """A time of the registry, in microseconds since 1970, in UTC."""
+    return datetime.datetime.fromtimestamp(time_us / 1e6, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

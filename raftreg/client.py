@@ -143,9 +143,15 @@ class Client(Requests):
         zones: dict[str, Document] = answer["zones"]
         return zones
 
+    async def zone(self, zone: str) -> Document:
+        """One registered zone. Raises NotFound."""
+        answer = await self.request("GET", f"zones/{quote(zone, safe='')}")
+        found: Document = answer["zone"]
+        return found
+
     async def register_zone(self, zone: str, **fields: Any) -> Document:
         """Register the zone (`endpoint`, `capabilities`), or change what is said about it."""
-        return await self.request("PUT", f"zones/{zone}", body=fields)
+        return await self.request("PUT", f"zones/{quote(zone, safe='')}", body=fields)
 
     async def register_gateway(self, zone: str, gateway: str, endpoint: str) -> Document:
         """Say where the other zones' gateways reach this one."""
@@ -192,6 +198,30 @@ class Client(Requests):
             "acked_hash": acked_hash,
         }
         return await self.request("POST", "sessions", body=body, safe=True)
+
+    async def sessions(self) -> dict[str, Document]:
+        """All remembered sessions by UUID, fenced ones included. For operators."""
+        answer = await self.request("GET", "sessions")
+        sessions: dict[str, Document] = answer["sessions"]
+        return sessions
+
+    async def session(self, session: str) -> Document:
+        """One session. Raises NotFound. For operators."""
+        answer = await self.request("GET", f"sessions/{quote(session, safe='')}")
+        found: Document = answer["session"]
+        return found
+
+    async def list_blocks(self, **filters: Any) -> Document:
+        """One page of ID blocks: {"blocks", "next"}; pass `next` as `after` for the following one. For operators.
+
+        Filters are `gateway` and `limit`; with `gateway` a page may be short although `next` says that there is more.
+        """
+        return await self.request("GET", "blocks", params=filters)
+
+    async def seal_blocks(self, gateway: str, session: str | None = None, *, key: str | None = None) -> Document:
+        """{"sealed"}: how many blocks of the gateway's session (default: the one in force) bind no number any more."""
+        body = {"gateway": gateway, "session": session}
+        return await self.request("POST", "blocks/seal", body=body, key=key or new_key())
 
     async def grant_block(
         self, *, gateway: str, session: str, size: int, token: int, key: str | None = None
@@ -242,6 +272,14 @@ class Client(Requests):
 
         answers = await asyncio.gather(*(ask(endpoint) for endpoint in self.endpoints))
         return {endpoint.url: answer for endpoint, answer in zip(self.endpoints, answers, strict=True)}
+
+    async def compact(self, *, floor: int | None = None, age_s: int | None = None) -> int:
+        """Forget changes below revision `floor`, or older than `age_s`; the compaction floor reached. For operators."""
+        while True:
+            # The registry works through it for as long as one request may last; repeating it goes on from there.
+            ok = await self.request("POST", "compact", body={"floor": floor, "age_s": age_s}, safe=True)
+            if not ok["more"]:
+                return int(ok["floor"])
 
     async def transfer_leadership(self, to: str | None = None) -> Document:
         """{"from", "to", "took_s"} once another voter leads: `to`, or the one that is furthest. For operators."""

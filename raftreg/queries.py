@@ -11,6 +11,7 @@ from typing import Any
 from raftreg import errors
 from raftreg.commands import MEMBER_STATUSES
 from raftreg.tables import (
+    BLOCKS,
     GATEWAYS,
     INDEXES,
     PROJECTS,
@@ -21,6 +22,7 @@ from raftreg.tables import (
     Index,
     Row,
     View,
+    block_key,
     change_key,
     image_key,
     member_scope,
@@ -218,6 +220,22 @@ def oldest_change_time(view: View) -> int | None:
     return changes[0]["time"] if changes else None
 
 
+def first_change_since(view: View, time_us: int) -> int:
+    """The lowest revision of a change that was applied at `time_us` or later; the next revision when there is none.
+
+    Times never decrease with the revision, so that a few rows are enough to find it.
+    """
+    low, high = compaction_floor(view), revision(view) + 1
+    while low < high:
+        middle = (low + high) // 2
+        changes = changes_since(view, middle - 1, 1, 1)
+        if changes and changes[0]["time"] < time_us:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 # -- zones and sessions -------------------------------------------------------------------------------------------
 
 
@@ -240,6 +258,24 @@ def get_session(view: View, session: str) -> Row | None:
     """The head of a session: gateway, zone, token, last sequence and hash, fenced (why, or None), live blocks."""
     value = view.get(session_key(session))
     return None if value is None else unpack(value)
+
+
+def blocks(view: View, *, gateway: str | None = None, after: int = 0, limit: int) -> tuple[list[Row], int | None]:
+    """A page of ID blocks that begin behind number `after`, by number, and where to go on, or None at the end.
+
+    {"first", "last", "gateway", "zone", "session", "token", "sealed"} each. One call looks at LIST_SCAN_ROWS_MAX rows
+    at most, so that a page may be short, even empty, before the end.
+    """
+    page: list[Row] = []
+    seen = after
+    for scanned, (_, value) in enumerate(view.scan(block_key(after + 1), prefix_end(BLOCKS))):
+        if len(page) == limit or scanned == LIST_SCAN_ROWS_MAX:
+            return page, seen
+        block = unpack(value)
+        seen = block["first"]
+        if gateway in (None, block["gateway"]):
+            page.append(block)
+    return page, None
 
 
 def _rows(view: View, prefix: bytes) -> list[Row]:

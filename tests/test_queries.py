@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftreg import errors, queries
-from tests.state_life import Document, Life, a_state, create, delete, location, update, uuid_of
+from tests.state_life import Document, Gateway, Life, a_state, create, delete, location, update, uuid_of
 
 NAMES = ("b", "a", "c", None, "a", "ä", "Z", "aa")
 OWNERS = ("p1", "p2", None)
@@ -233,3 +233,50 @@ def test_counts_are_those_of_the_state(populated: tuple[Life, list[Document]]) -
     life, images = populated
     counts = queries.counts(life.view)
     assert (counts["images"], counts["tombstones"], counts["next_id"]) == (len(images), 2, 25)
+
+
+def test_the_first_change_since_any_moment_is_found(populated: tuple[Life, list[Document]]) -> None:
+    life, _ = populated
+    changes = queries.changes_since(life.view, 0, 10_000, 1 << 30)
+    times = sorted({change["time"] for change in changes})
+    assert len(times) < len(changes), "some changes share their time"
+    for moment in [0, *times, *(time + 1 for time in times)]:
+        wanted = next((c["revision"] for c in changes if c["time"] >= moment), changes[-1]["revision"] + 1)
+        assert queries.first_change_since(life.view, moment) == wanted, moment
+
+
+def test_the_first_change_since_a_moment_lies_above_the_compaction_floor(tmp_path: Path) -> None:
+    with a_state(tmp_path) as view:
+        life = Life(view)
+        assert queries.first_change_since(view, 0) == 1
+        populate(life)
+        life.do({"op": "compact_changes", "floor": 7})
+        assert queries.first_change_since(view, 0) == 7
+
+
+def test_the_pages_of_blocks_hold_every_block_once_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_state(tmp_path) as view:
+        life = Life(view)
+        gateways = [Gateway(life, name, session=name) for name in ("gw1", "gw2")]
+        for gateway in gateways:
+            gateway.open()
+        granted: dict[str, list[int]] = {"gw1": [], "gw2": []}
+        for size in range(1, 6):
+            for gateway in gateways:
+                granted[gateway.gateway].append(gateway.grant(size)["first"])
+        monkeypatch.setattr(queries, "LIST_SCAN_ROWS_MAX", 3)
+        everything = sorted([*granted["gw1"], *granted["gw2"]])
+        for name, wanted in ((None, everything), *granted.items(), ("gw3", [])):
+            for limit in (1, 2, 100):
+                assert walk_blocks(life, name, limit) == wanted, (name, limit)
+
+
+def walk_blocks(life: Life, gateway: str | None, limit: int) -> list[int]:
+    """First numbers of all blocks, page by page."""
+    found: list[int] = []
+    after: int | None = 0
+    while after is not None:
+        page, after = queries.blocks(life.view, gateway=gateway, after=after, limit=limit)
+        assert len(page) <= limit
+        found += [block["first"] for block in page]
+    return found

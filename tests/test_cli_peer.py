@@ -293,4 +293,4 @@ def test_rejoin_says_what_is_wrong_and_changes_nothing(directory: Path) -> None:
 def test_a_single_peer_has_nobody_to_rejoin(directory: Path) -> None:
     raftreg("init", directory, *peer_arguments("a"))
     shutil.rmtree(directory / "a" / "store")
-    assert "restores a backup" in raftreg("rejoin", directory / "a", status=1)
+    assert "`raftreg restore` starts it from a backup" in raftreg("rejoin", directory / "a", status=1)

@@ -92,7 +92,7 @@ class _Room:
 
     def __init__(self, directory: Path, reserve: int) -> None:
         self._directory, self._reserve = directory, reserve
-        self._unchecked = 0
+        self._checked_at = 0
 
     def expect(self, size: int) -> None:
         """Raises NoRoom unless so many bytes fit."""
@@ -103,11 +103,10 @@ class _Room:
                 "free (limits.disk_reserve_bytes): make room, or name another disk"
             )
 
-    def take(self, size: int) -> None:
-        """So many bytes are written next."""
-        self._unchecked += size
-        if self._unchecked >= _ROOM_CHECK_BYTES:
-            self._unchecked = 0
+    def follow(self, written: int) -> None:
+        """So many bytes are written, and more are to come. Raises NoRoom."""
+        if written - self._checked_at >= _ROOM_CHECK_BYTES:
+            self._checked_at = written
             self.expect(_ROOM_CHECK_BYTES)
 
 
@@ -155,20 +154,22 @@ def _write(
     partial: Path, store: Store, label: Label, chunk_bytes: int, room: _Room, watch: _Watch, progress: Progress
 ) -> None:
     total = store.state_rows()
-
-    def after_chunk(rows: int) -> None:
-        watch.check()
-        progress(rows, total)
-
     collects = gc.isenabled()
     gc.disable()  # rows are many and hold no cycles
     try:
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            writer = BackupWriter(file, room.take)
-            write_snapshot(store.begin_read(), label.log_index, writer, chunk_bytes, after_chunk, checked_rows)
-            for entry in store.log_after(label.log_index):
+            writer = BackupWriter(file, chunk_bytes)
+
+            def after_log_chunk() -> None:
+                room.follow(file.tell())
                 watch.check()
-                writer.write_entry(entry)
+
+            def after_chunk(rows: int) -> None:
+                after_log_chunk()
+                progress(rows, total)
+
+            write_snapshot(store.begin_read(), label.log_index, writer, after_chunk, checked_rows)
+            writer.write_log(store.log_after(label.log_index), after_log_chunk)
             writer.finish(label)
     finally:
         if collects:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from raftreg.config import Limits
 from raftreg.damage import Damage, Say, Voter
 from raftreg.engine import now
+from raftreg.snapshot_file import CheckedRows
 from raftreg.tables import RowWatch, View
 from raftreg.transport import Message
 
@@ -46,14 +47,14 @@ class Pass(Protocol):
 class StateChecks:
     """What consensus is handed to verify a state that it knows nothing of.
 
-    `digest(view)` is that of the applied state, equal on all peers at the same index and `version`. `checked_rows(view,
-    rows)` passes all rows of the view on and raises DamagedRecord at the end when they contradict the digest.
+    `digest(view)` is that of the applied state, equal on all peers at the same index and `version`. `checked_rows`
+    (see `snapshot_file.CheckedRows`) raises DamagedRecord when the rows contradict the digest.
     """
 
     version: int
     digest: Callable[[View], str]
     begin_pass: Callable[[], Pass]
-    checked_rows: Callable[[View, Iterator[tuple[bytes, bytes]]], Iterator[tuple[bytes, bytes]]]
+    checked_rows: CheckedRows
 
 
 def majority_digest(digests: Mapping[str, str], voters: int) -> str | None:

@@ -335,7 +335,7 @@ class Snapshots:
         if rows is None:
             return self._is_complete(incoming)
         self._guarded(lambda: self._store.install_rows(rows))
-        self._uncommitted_bytes += len(chunk[3])
+        self._uncommitted_bytes += incoming.content_bytes
         if self._uncommitted_bytes >= self._limits.snapshot_commit_bytes:
             self._store.want_commit = True
         return False

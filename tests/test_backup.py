@@ -11,10 +11,11 @@ from typing import Any
 
 import msgpack
 import pytest
+import zstandard
 
 from raftreg import backup, backup_file, cli_progress, cluster_init, config, recovery, state_machine, stored_peer
-from raftreg.backup_file import BLOCK_BYTES, VERSION, Backup, BackupError, Label
-from raftreg.config import PeerConfig
+from raftreg.backup_file import VERSION, Backup, BackupError, Label
+from raftreg.config import MIB, PeerConfig
 from raftreg.engine import regular_entry
 from raftreg.store import Store
 from tests.state_life import uuid_of
@@ -70,7 +71,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> PeerConfig:
 
 @pytest.fixture(scope="module")
 def whole(peer: PeerConfig, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes of a backup of several blocks."""
+    """The bytes of a backup of several chunks."""
     file = tmp_path_factory.mktemp("backup") / "registry.backup"
     backup.create(peer, file)
     return file.read_bytes()
@@ -101,12 +102,12 @@ def test_a_backup_holds_all_rows_and_the_log_behind_them_much_smaller(peer: Peer
     assert [index for _, index, _ in log] == [opened.label.log_index + 1] == [opened.label.log_last]
     assert (opened.label.images, opened.label.version, opened.label.peer) == (IMAGES, VERSION, "a")
     raw_bytes = sum(len(key) + len(value) for key, value in rows)
-    assert raw_bytes > 2 * BLOCK_BYTES
+    assert raw_bytes > 2 * MIB
     assert file.stat().st_size < raw_bytes / 3
 
 
 def offsets(size: int) -> list[int]:
-    """Start with the first block's head, the middle, and all of label and footer."""
+    """Start with the first frame's head, the middle, and all of label and footer."""
     return sorted({*range(48), *range(48, size, size // 24), *range(size - 300, size)})
 
 
@@ -131,39 +132,54 @@ def test_a_file_that_was_cut_off_or_grew_is_refused(file: Path, whole: bytes) ->
             backup.verify(file)
 
 
-def blocks_of(whole: bytes) -> list[bytes]:
+def frames_of(whole: bytes) -> list[bytes]:
     offset = int.from_bytes(whole[-12:-4], "big")
     position, found = HEAD_BYTES, []
     while position < offset:
-        end = position + 8 + int.from_bytes(whole[position + 4 : position + 8], "big")
+        end = position + 4 + int.from_bytes(whole[position : position + 4], "big")
         found.append(whole[position:end])
         position = end
     return found
 
 
-def sealed(whole: bytes, blocks: list[bytes]) -> bytes:
-    """A file of these blocks with the label of `whole` and a footer that fits."""
+def sealed(whole: bytes, frames: list[bytes]) -> bytes:
+    """A file of these frames with the label of `whole` and a footer that fits."""
     label = whole[int.from_bytes(whole[-12:-4], "big") : -FOOTER_BYTES]
-    content = whole[:HEAD_BYTES] + b"".join(blocks)
+    content = whole[:HEAD_BYTES] + b"".join(frames)
     facts = whole[:HEAD_BYTES] + len(content).to_bytes(8, "big")
     return content + label + facts + zlib.crc32(label + facts).to_bytes(4, "big")
 
 
-def test_blocks_that_are_missing_doubled_swapped_or_too_large_are_refused(file: Path, whole: bytes) -> None:
-    blocks = blocks_of(whole)
-    assert len(blocks) >= 3
-    assert sealed(whole, blocks) == whole
-    bomb = zlib.compress(bytes(BLOCK_BYTES * 50), 9)
-    length = len(bomb).to_bytes(4, "big")
-    too_large = zlib.crc32(length + bomb).to_bytes(4, "big") + length + bomb
-    first, second, *rest = blocks
-    for wrong in (blocks[1:], blocks[:-1], [first, *rest], [second, first, *rest], [*blocks, first], [too_large]):
+def frame(snapshot_id: bytes, sequence: int, *parts: Any) -> bytes:
+    body = msgpack.packb(parts)
+    packed: bytes = msgpack.packb([snapshot_id, sequence, zlib.crc32(body), body])
+    return len(packed).to_bytes(4, "big") + packed
+
+
+def test_chunks_that_are_missing_doubled_swapped_or_too_large_are_refused(file: Path, whole: bytes) -> None:
+    frames = frames_of(whole)
+    assert len(frames) >= 5
+    assert sealed(whole, frames) == whole
+    header, first, second, *rest = frames
+    snapshot_id = msgpack.unpackb(header[4:])[0]
+    bomb = frame(snapshot_id, 1, "rows", zstandard.compress(bytes(64 * MIB)))
+    unsized = frame(
+        snapshot_id, 1, "rows", zstandard.ZstdCompressor(write_content_size=False).compress(bytes(64 * MIB))
+    )
+    no_log = frame(snapshot_id, len(frames) - 1, "log", zstandard.compress(msgpack.packb([b"command", "9", 3])))
+    huge = (1 << 31).to_bytes(4, "big") + first[4:]
+    wrong_ones = [
+        [header, *frames[2:]], frames[:-1], [header, first, *frames[1:]], [header, second, first, *rest],
+        [*frames, first], frames[1:], [header, bomb, second, *rest], [header, unsized, second, *rest],
+        [*frames[:-1], no_log], [header, huge, second, *rest],
+    ]  # fmt: skip
+    for wrong in wrong_ones:
         file.write_bytes(sealed(whole, wrong))
         with pytest.raises(BackupError, match=REFUSED):
             backup.verify(file)
 
 
-@pytest.mark.parametrize("version", [1, VERSION + 1])
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
 def test_another_format_is_named_with_what_to_do(file: Path, whole: bytes, version: int) -> None:
     at_both_ends = whole[:HEAD_BYTES].replace(bytes((0, VERSION)), bytes((0, version)))
     file.write_bytes(at_both_ends + whole[HEAD_BYTES:])

@@ -23,7 +23,7 @@ from raftreg.backup import NoRoom
 from raftreg.backup_retention import Kept, file_name
 from raftreg.backup_run import Job
 from raftreg.backup_schedule import BackupKeeper
-from raftreg.config import BackupSchedule, ConfigError, PeerConfig
+from raftreg.config import MIB, BackupSchedule, ConfigError, PeerConfig
 from tests.gateway.running import until
 from tests.registry import free_ports, registry
 from tests.registry import until as asked_until
@@ -160,10 +160,10 @@ def _relabel(source: Path, target: Path, change: dict[str, Any]) -> None:
     with backup_file.Backup(source) as opened:
         label = dataclasses.replace(opened.label, **change)
     content = source.read_bytes()
-    blocks = content[16 : int.from_bytes(content[-12:-4], "big")]
+    frames = content[16 : int.from_bytes(content[-12:-4], "big")]
     with target.open("wb") as file:
-        writer = backup_file.BackupWriter(file, lambda _size: None)
-        file.write(blocks)
+        writer = backup_file.BackupWriter(file, MIB)
+        file.write(frames)
         writer.finish(label)
     backup.verify(target)
 

@@ -455,11 +455,11 @@ def test_a_leader_whose_snapshot_contradicts_its_digest_sends_none_and_stops(
 ) -> None:
     """C needs a snapshot and A's rows are rotten: C gets it from the next leader."""
 
-    def refuse(view: View, rows: Iterator[Row]) -> Iterator[Row]:
-        for key, value in rows:
-            if value == b"rotten":
+    def refuse(view: View, pieces: Iterator[list[Row]]) -> Iterator[list[Row]]:
+        for piece in pieces:
+            if any(value == b"rotten" for _, value in piece):
                 raise DamagedRecord("its rows are rotten")
-            yield key, value
+            yield piece
 
     cluster = led_by_a(make_cluster, "ABCDE", limits=replace(LIMITS, log_keep_entries=1))
     for node in cluster.nodes.values():

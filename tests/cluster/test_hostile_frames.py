@@ -13,10 +13,12 @@ from typing import Any
 
 import msgpack
 import pytest
+import zstandard
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from raftreg import transport
+from raftreg.config import MIB
 from raftreg.transport import NUMBER_MAX, is_well_formed
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.harness import A_HEARTBEAT_LATER, Cluster
@@ -183,7 +185,13 @@ def parts(*bodies: list[Any]) -> list[dict[str, Any]]:
     ]
 
 
+def rows(*lists: Any) -> list[Any]:
+    return body("rows", zstandard.compress(b"".join(map(msgpack.packb, lists))))
+
+
 HEADER = body("header", [b"\0x", 50, 1], [b"\0w", 49, 1])
+BOMB = bytes(64 * MIB)
+UNSIZED = zstandard.ZstdCompressor(write_content_size=False)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +213,13 @@ HEADER = body("header", [b"\0x", 50, 1], [b"\0w", 49, 1])
         parts(body("header", [b"x"], [b"x"]), body("trailer", 0, CHECKSUM_OF_NOTHING)),
         parts(HEADER, body("rows", 7), body("trailer", 0, CHECKSUM_OF_NOTHING)),
         parts(HEADER, body("rows"), body("trailer", 0, CHECKSUM_OF_NOTHING)),
+        parts(HEADER, body("rows", [[b"key", b"value"]]), body("trailer", 1, b"")),
+        parts(HEADER, body("rows", b"not compressed"), body("trailer", 0, b"")),
+        parts(HEADER, body("rows", zstandard.compress(BOMB)), body("trailer", 0, b"")),
+        parts(HEADER, body("rows", UNSIZED.compress(BOMB)), body("trailer", 0, b"")),
+        parts(HEADER, body("rows", zstandard.compress(msgpack.packb([[b"key", b"v"]])[:-1])), body("trailer", 0, b"")),
+        parts(HEADER, rows(7), body("trailer", 0, b"")),
+        parts(HEADER, rows({b"key": b"value"}), body("trailer", 0, b"")),
         parts(HEADER, body("trailer", 1, CHECKSUM_OF_NOTHING)),
         parts(HEADER, body("trailer", 0, b"wrong")),
         parts(HEADER, body("trailer", 0)),
@@ -225,12 +240,12 @@ def test_a_malformed_snapshot_is_refused(cluster: Cluster, frames: list[dict[str
 @pytest.mark.parametrize(
     "frames",
     [
-        parts(HEADER, body("rows", [[1, 2]]), body("trailer", 1, b"")),
-        parts(HEADER, body("rows", [[b"key"]]), body("trailer", 1, b"")),
-        parts(HEADER, body("rows", [["text", b"value"]]), body("trailer", 1, b"")),
-        parts(HEADER, body("rows", [[b"b", b""], [b"a", b""]]), body("trailer", 2, b"")),
-        parts(HEADER, body("rows", [[b"", b"an empty key"]]), body("trailer", 1, b"")),
-        parts(HEADER, body("rows", [[b"k" * 600, b"too long a key"]]), body("trailer", 1, b"")),
+        parts(HEADER, rows([[1, 2]]), body("trailer", 1, b"")),
+        parts(HEADER, rows([[b"key"]]), body("trailer", 1, b"")),
+        parts(HEADER, rows([["text", b"value"]]), body("trailer", 1, b"")),
+        parts(HEADER, rows([[b"b", b""], [b"a", b""]]), body("trailer", 2, b"")),
+        parts(HEADER, rows([[b"", b"an empty key"]]), body("trailer", 1, b"")),
+        parts(HEADER, rows([[b"k" * 600, b"too long a key"]]), body("trailer", 1, b"")),
         parts(HEADER, body("trailer", 0, CHECKSUM_OF_NOTHING)),
         parts(body("header", [b"x", 50, "t"], [b"x", 49, 1]), body("trailer", 0, CHECKSUM_OF_NOTHING)),
         parts(body("header", [7, 50, 1], [b"x", 49, 1]), body("trailer", 0, CHECKSUM_OF_NOTHING)),
@@ -256,7 +271,7 @@ def test_a_snapshot_that_cannot_be_stored_is_never_installed(
 
 def test_a_malformed_snapshot_has_chunks_that_would_be_taken_otherwise(cluster: Cluster) -> None:
     """The header that the refused ones begin with opens an installation, so that it was the rest that was refused."""
-    take_from_b(cluster, parts(HEADER, body("rows", [[b"key", b"value"]]), body("trailer", 2, b""))[:2])
+    take_from_b(cluster, parts(HEADER, rows([[b"key", b"value"]]), body("trailer", 2, b""))[:2])
     assert cluster.nodes["C"].snapshots.receiving
     assert cluster.nodes["C"].store.installing_view().get(b"key") == b"value"
 

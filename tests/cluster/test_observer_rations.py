@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import blake2b
 
 import pytest
 
@@ -55,6 +56,10 @@ def test_observers_together_get_no_more_than_their_rate_and_each_gets_its_share(
     assert cluster.values("O") == cluster.values("P") == cluster.values("B")
 
 
+def incompressible(number: int) -> str:
+    return blake2b(bytes((number,)), digest_size=40).hexdigest()
+
+
 @with_and_without_the_rule
 def test_a_rationed_snapshot_arrives_once_although_writes_go_on(
     make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, rule: bool
@@ -67,7 +72,7 @@ def test_a_rationed_snapshot_arrives_once_although_writes_go_on(
         make_cluster, limits=replace(SMALL_SNAPSHOTS, log_keep_entries=60, observers_bytes_per_s_max=900)
     )
     cluster.crash("O")
-    write(cluster, "A", [f"{number:03}" + "x" * 40 for number in range(150)])
+    write(cluster, "A", [f"{number:03}" + incompressible(number) for number in range(150)])
     for _ in range(5):
         run(cluster)
     assert cluster.nodes["A"].journal.first_index > 2

@@ -8,8 +8,9 @@ import uuid as uuids
 from typing import Any
 
 from aiohttp import web
+from multidict import MultiMapping
 
-from raftreg import errors, queries, wire
+from raftreg import errors, listing, queries, wire
 from raftreg.api_context import (
     Caller,
     Context,
@@ -20,6 +21,8 @@ from raftreg.api_context import (
     take,
     wants_msgpack,
 )
+from raftreg.commands import PROPERTY_PREFIX
+from raftreg.listing import BETWEEN, EQUAL
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,16}", re.ASCII)
@@ -47,9 +50,14 @@ _UPDATE = {
 _BATCH = {"operations": list, "atomic": bool}
 _BATCH_OPS = ("create_image", "update_image", "delete_image", "allocate_ids")
 _WRITERS = ("operator", "client", "gateway")
-_FILTERS = ("owner", "visibility", "name", "status", "home_zone", "data_zone", "member", "member_status")
-_TAGS_FILTERED_MAX = 16
-_LIST_PARAMETERS = {*_FILTERS, "tag", "sort", "limit", "marker", "consistency", "max_staleness"}
+_NUMBERS_FILTERED = ("size", "min_disk", "min_ram", *(f"{name}_{end}" for name in BETWEEN for end in ("min", "max")))
+_FLAGS_FILTERED = ("protected", "os_hidden")
+_TEXTS_FILTERED = tuple(name for name in EQUAL if name not in (*_NUMBERS_FILTERED, *_FLAGS_FILTERED, "tag"))
+_TAGS_FILTERED_MAX = _PROPERTIES_FILTERED_MAX = 16
+_LIST_PARAMETERS = {
+    *_TEXTS_FILTERED, *_NUMBERS_FILTERED, *_FLAGS_FILTERED,
+    "tag", "sort", "limit", "marker", "consistency", "max_staleness",
+}  # fmt: skip
 
 
 class Images:
@@ -131,31 +139,41 @@ class Images:
         With filters that no index serves alone, a page may be short or empty although `next` says that there is more.
         """
         query = request.query
-        unknown = [name for name in query if name not in _LIST_PARAMETERS]
-        if unknown:
-            known = ", ".join(sorted(_LIST_PARAMETERS))
-            raise errors.BadRequest(f"unknown parameter {unknown[0][:80]!r}; known are {known}")
+        filters = _filters(query)
         limits = self._context.limits
         limit = number_parameter(query, "limit")
         rows_max = min(limits.page_rows_default if limit is None else limit, limits.page_rows_max)
         marker = number_parameter(query, "marker")
         sort, descending = _order(query.get("sort", "created_at:desc"))
-        filters = {name: query[name] for name in _FILTERS if name in query}
-        tags = query.getall("tag", [])
-        if len(tags) > _TAGS_FILTERED_MAX:
-            raise errors.BadRequest(f"{len(tags)} tags; at most {_TAGS_FILTERED_MAX} can be asked for at once")
         view = await self._context.view(request)
 
         def read(marker: int | None, count: int) -> tuple[list[Document], int | None]:
-            return queries.list_images(
-                view, **filters, tags=tags, sort=sort, descending=descending, marker=marker, limit=count
-            )
+            return listing.list_images(view, **filters, sort=sort, descending=descending, marker=marker, limit=count)
 
         as_msgpack = wants_msgpack(request)
         rows, marker = fill_page(read, marker, rows_max, limits.page_bytes_max, as_msgpack=as_msgpack)
         return self._context.encoded(
             wire.encode_page("images", rows, {"next": marker}, as_msgpack=as_msgpack), as_msgpack
         )
+
+
+def _filters(query: MultiMapping[str]) -> Document:
+    """The filters of a list as `listing` takes them. Raises BadRequest."""
+    properties = {name[len(PROPERTY_PREFIX) :]: query[name] for name in query if name.startswith(PROPERTY_PREFIX)}
+    unknown = [name for name in query if name not in _LIST_PARAMETERS and not name.startswith(PROPERTY_PREFIX)]
+    if unknown:
+        known = ", ".join(sorted(_LIST_PARAMETERS))
+        raise errors.BadRequest(f"unknown parameter {unknown[0][:80]!r}; known are {known}, and properties.NAME")
+    tags = query.getall("tag", [])
+    for count, most, what in (
+        (len(tags), _TAGS_FILTERED_MAX, "tags"), (len(properties), _PROPERTIES_FILTERED_MAX, "properties"),
+    ):  # fmt: skip
+        if count > most:
+            raise errors.BadRequest(f"{count} {what}; at most {most} can be asked for at once")
+    filters: Document = {name: query[name] for name in _TEXTS_FILTERED if name in query}
+    filters |= {name: number_parameter(query, name) for name in _NUMBERS_FILTERED if name in query}
+    filters |= {name: flag_parameter(query, name) for name in _FLAGS_FILTERED if name in query}
+    return {**filters, "tags": tags, "properties": properties}
 
 
 def _creation(fields: Document, caller: Caller, key: str | None) -> Document:

@@ -22,9 +22,11 @@ from raftreg.cli_connection import (
 )
 from raftreg.client import Client
 from raftreg.commands import CONTAINER_FORMATS, DISK_FORMATS, PROPERTY_PREFIX, VISIBILITIES
+from raftreg.listing import BETWEEN, EQUAL, SORT_KEYS
 
 _EXAMPLES = """\
   raftreg image list --visibility public --sort name:asc --limit 20
+  raftreg image list --filter disk_format=raw --filter size_min=1000000000 --filter tag=stable --sort size:desc
   raftreg image show 4711 --json
   raftreg image create --name cirros --disk-format qcow2 --container-format bare --property os_distro=cirros --tag test
   raftreg image update 4711 --name cirros-0.6 --remove-property os_distro --tag stable --remove-tag test
@@ -57,7 +59,17 @@ def _add_list(verbs: Commands) -> None:
     listing = _add_verb(verbs, "list", "one page of images, newest first", _list)
     for name in ("owner", "visibility", "name", "status", "home-zone"):
         listing.add_argument(f"--{name}")
-    listing.add_argument("--sort", default="created_at:desc", metavar="KEY[:asc|:desc]")
+    listing.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        type=pair,
+        metavar="NAME=VALUE",
+        help=f"one of {', '.join(EQUAL)}; of {', '.join(BETWEEN)} NAME_min, NAME_max; properties.NAME; may be repeated",
+    )
+    listing.add_argument(
+        "--sort", default="created_at:desc", metavar="KEY[:asc|:desc]", help=f"one of {', '.join(SORT_KEYS)}"
+    )
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--marker", type=int, help="number of the last image of the page before")
 
@@ -134,6 +146,8 @@ def _add_delete(verbs: Commands) -> None:
 def _list(arguments: argparse.Namespace) -> int:
     names = ("owner", "visibility", "name", "status", "home_zone", "sort", "limit", "marker")
     filters = {name: getattr(arguments, name) for name in names}
+    for name, value in arguments.filter:
+        filters[name] = [*filters.get(name, []), value] if name == "tag" else value
     page = ask(arguments, lambda client: client.list_images(**filters))
     if arguments.json:
         print_json(page)

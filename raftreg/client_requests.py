@@ -60,7 +60,7 @@ class Attempt:
 
     method: str
     path: str
-    params: Mapping[str, str] | None
+    params: Sequence[tuple[str, str]] | None
     data: bytes | None
     headers: dict[str, str]
     sent: bool = False
@@ -271,15 +271,16 @@ def _decoded(data: bytes, answer: aiohttp.ClientResponse, attempt: Attempt) -> D
     return document
 
 
-def query_of(params: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Query parameters as text; None values are left out."""
+def query_of(params: Mapping[str, Any] | None) -> list[tuple[str, str]] | None:
+    """Query parameters as text; None values are left out, a list is a parameter that is repeated."""
     if not params:
         return None
-    return {
-        name: ("true" if value else "false") if isinstance(value, bool) else str(value)
-        for name, value in params.items()
-        if value is not None
-    }
+    listed = [(name, value if isinstance(value, list) else [value]) for name, value in params.items()]
+    return [(name, _text(value)) for name, values in listed for value in values if value is not None]
+
+
+def _text(value: Any) -> str:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
 def error_of(answer: aiohttp.ClientResponse, data: bytes) -> errors.RegistryError:

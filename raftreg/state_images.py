@@ -23,11 +23,13 @@ from raftreg.state_numbers import claim
 from raftreg.state_projects import charges
 from raftreg.state_zones import require_zone, zone_row
 from raftreg.tables import (
+    INDEXED,
+    SORTS,
     Row,
     image_key,
     index_keys,
-    moves_in_indexes,
     pack,
+    plan_of_changed,
     result_key,
     tombstone_key,
     u64,
@@ -238,8 +240,7 @@ def update_image(ctx: Context, command: Command, session: Row | None = None) -> 
     ctx.replace(image_key(image["number"]), packed, new)
     for project in charged:
         ctx.charge(project)
-    if moves_in_indexes(changed):
-        _reindex(ctx, before, image)
+    _reindex(ctx, before, image, changed)
     _record(ctx, command, image, new, changed)
     return {name: image[name] for name in ("number", "uuid", "version", "revision")} | {"image": image}
 
@@ -360,8 +361,10 @@ def _bound_attribute_versions(image: Row) -> None:
         versions[OTHERS] = max(versions.get(OTHERS, 1), version)
 
 
-def _reindex(ctx: Context, before: Row, image: Row) -> None:
-    old, new = set(index_keys(before)), set(index_keys(image))
+def _reindex(ctx: Context, before: Row, image: Row, changed: list[str]) -> None:
+    moving = INDEXED.intersection([*changed, "updated_at"])
+    plan = plan_of_changed(moving, any(name.startswith(MEMBER_PREFIX) for name in changed))
+    old, new = set(index_keys(before, plan)), set(index_keys(image, plan))
     for key in sorted(old - new):
         ctx.delete_derived(key)
     for key in sorted(new - old):
@@ -370,7 +373,8 @@ def _reindex(ctx: Context, before: Row, image: Row) -> None:
 
 # -- delete -------------------------------------------------------------------------------------------------------
 
-_KEPT = ("number", "uuid", "name", "owner", "visibility", "home_zone", "created_at", "locations")
+# Whatever a listing is sorted by, so that a page may go on behind an image that was deleted meanwhile.
+_KEPT = ("number", "uuid", "owner", "visibility", "home_zone", "locations", *SORTS)
 
 
 def delete_image(ctx: Context, command: Command, session: Row | None = None) -> Ok:
@@ -388,8 +392,7 @@ def delete_image(ctx: Context, command: Command, session: Row | None = None) -> 
     image["version"] += 1
     image["revision"] = ctx.next_revision()
     tombstone = {name: image[name] for name in _KEPT}
-    tombstone |= {"version": image["version"], "revision": image["revision"], "status": "deleted"}
-    tombstone["deleted_at"] = ctx.time_us
+    tombstone |= {"version": image["version"], "revision": image["revision"], "deleted_at": ctx.time_us}
     ctx.insert(tombstone_key(number), pack(tombstone))
     ctx.head.images -= 1
     ctx.head.tombstones += 1

@@ -21,9 +21,9 @@ from raftreg.tables import (
     KEYS_BY_AGE,
     LISTING,
     PROJECTS,
-    SORTS,
     TOMBSTONES,
     UUIDS,
+    IndexPlan,
     Row,
     RowWatch,
     View,
@@ -32,8 +32,6 @@ from raftreg.tables import (
     project_key,
     read_head,
     row_hash,
-    scope_value,
-    scope_values,
     tombstone_key,
     u64,
     unpack,
@@ -44,7 +42,7 @@ FINDINGS_MAX = 20
 """A disk that loses whole pages makes a finding of every row; the first few say enough."""
 
 _END = b"\xff"
-_INDEX_BY_CODE = {index.code: index for index in INDEXES}
+_PLAN_BY_CODE = {index.code: IndexPlan.of([index]) for index in INDEXES}
 
 
 class Pass:
@@ -162,18 +160,9 @@ def _check_uuid(view: View, key: bytes, value: bytes) -> str | None:
 def _check_listed(view: View, key: bytes, value: bytes) -> str | None:
     number = key[-8:]
     row = view.get(IMAGES + number)
-    if value or row is None or key not in _listing_keys(unpack(row), key[1], number):
+    if value or row is None or key not in index_keys(unpack(row), _PLAN_BY_CODE[key[1]]):
         return f"image {int.from_bytes(number, 'big')} is not to be listed there"
     return None
-
-
-def _listing_keys(image: Row, code: int, number: bytes) -> list[bytes]:
-    """The rows of one listing index for an image."""
-    index = _INDEX_BY_CODE[code]
-    end = SORTS[index.sort](image) + number
-    if index.scope is None:
-        return [index.prefix + end]
-    return [index.prefix + scope_value(value) + end for value in scope_values(image, index.scope)]
 
 
 def _check_by_age(view: View, key: bytes, value: bytes) -> str | None:

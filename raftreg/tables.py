@@ -24,8 +24,9 @@ a backup and a generation flip copy or exchange the whole keyspace without knowi
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -35,12 +36,12 @@ import msgpack
 
 Row = dict[str, Any]
 
-FORMAT = 2
+FORMAT = 3
 NUMBER_MAX = 2**53 - 1
 """Image numbers, revisions and versions stay exact in JSON readers that know only doubles."""
 
 # LMDB's keys are at most 511 bytes; what is longer is cut (sort values) or hashed (scopes).
-NAME_SORT_BYTES_MAX = 128
+TEXT_SORT_BYTES_MAX = 128
 SCOPE_BYTES_MAX = 64
 
 HEAD = b"!"
@@ -294,9 +295,14 @@ def head_hash(head: Head) -> int:
 # -- listing indexes ----------------------------------------------------------------------------------------------
 
 
-def name_sort_value(name: str | None) -> bytes:
-    """Sorts by code point up to NAME_SORT_BYTES_MAX bytes; longer names with that beginning sort by number."""
-    return (name or "").encode()[:NAME_SORT_BYTES_MAX] + b"\x00"
+def text_sort_value(text: str | None) -> bytes:
+    """No text comes first; others by code point up to TEXT_SORT_BYTES_MAX bytes. No value is a prefix of another."""
+    return b"\x00" if text is None else b"\x01" + text.encode()[:TEXT_SORT_BYTES_MAX] + b"\x00"
+
+
+def number_sort_value(number: int | None) -> bytes:
+    """No number comes first."""
+    return b"\x00" if number is None else b"\x01" + number.to_bytes(8, "big")
 
 
 def scope_value(value: str) -> bytes:
@@ -305,11 +311,18 @@ def scope_value(value: str) -> bytes:
     return encoded + b"\x00" if len(encoded) <= SCOPE_BYTES_MAX else b"\xff" + hash16(encoded)
 
 
-SORTS: dict[str, Callable[[Row], bytes]] = {
-    "created_at": lambda image: image["created_at"].to_bytes(8, "big"),
-    "name": lambda image: name_sort_value(image["name"]),
+SORTS: dict[str, Callable[[Any], bytes]] = {
+    "created_at": u64,
+    "name": text_sort_value,
+    "status": text_sort_value,
+    "disk_format": text_sort_value,
+    "container_format": text_sort_value,
+    "size": number_sort_value,
+    "updated_at": u64,
 }
-"""Sort orders of listings. A new one is a line here and its rows in INDEXES (and a migration of existing states)."""
+"""Attributes that listing indexes sort by, and how a value is encoded. Images of one value are in the order of their
+creation, then of their numbers: so an index serves as that of the images with one value, too. Encoded values never
+begin with 0xff."""
 
 
 def _data_zones(image: Row) -> list[str]:
@@ -339,8 +352,8 @@ MANY_VALUED: dict[str, Callable[[Row], list[str]]] = {
 """Scopes of which an image has any number of values, each at most once."""
 
 
-def scope_values(image: Row, scope: str) -> list[str]:
-    """The values of a scope that an image is listed under."""
+def scope_values(image: Row, scope: str) -> list[Any]:
+    """The values of a scope that an image has."""
     if scope in MANY_VALUED:
         return MANY_VALUED[scope](image)
     value = image[scope]
@@ -350,7 +363,7 @@ def scope_values(image: Row, scope: str) -> list[str]:
 @dataclass(frozen=True, slots=True)
 class Index:
     """One listing index: images for which `scope` (an attribute, or of MANY_VALUED) has a value, ordered by `sort`,
-    then number."""
+    then creation, then number."""
 
     code: int
     scope: str | None
@@ -365,59 +378,93 @@ class Index:
 INDEXES = (
     Index(1, None, "created_at"),
     Index(2, None, "name"),
-    Index(3, "owner", "created_at"),
-    Index(4, "owner", "name"),
-    Index(5, "visibility", "created_at"),
-    Index(6, "visibility", "name"),
-    Index(7, "status", "created_at"),
-    Index(8, "status", "name"),
-    Index(9, "home_zone", "created_at"),
-    Index(10, "home_zone", "name"),
-    # Images of one name need no order by name; the tie-break serves.
-    Index(11, "name", "created_at"),
-    Index(12, "tag", "created_at"),
-    Index(13, "data_zone", "created_at"),
-    Index(14, "member", "created_at"),
-    Index(15, "member_status", "created_at"),
+    Index(3, None, "status"),
+    Index(4, None, "disk_format"),
+    Index(5, None, "container_format"),
+    Index(6, None, "size"),
+    Index(7, None, "updated_at"),
+    # One owner's images are too few among all to be filtered from an order of all. Others are not: each index is a
+    # row per image, which every create pays for on every peer.
+    Index(8, "owner", "created_at"),
+    Index(9, "owner", "name"),
+    Index(10, "owner", "size"),
+    Index(11, "owner", "updated_at"),
+    Index(12, "visibility", "created_at"),
+    Index(13, "visibility", "name"),
+    Index(14, "home_zone", "created_at"),
+    Index(15, "data_zone", "created_at"),
+    Index(16, "tag", "created_at"),
+    Index(17, "member", "created_at"),
+    Index(18, "member_status", "created_at"),
 )
 
-_SCOPES = tuple(dict.fromkeys(index.scope for index in INDEXES))
-_INDEXED = frozenset({index.scope for index in INDEXES if index.scope} | set(SORTS) | {"tags", "locations"})
+_Prefixes = tuple[tuple[bytes, int], ...]
 
 
-def moves_in_indexes(changed: list[str]) -> bool:
-    """Whether a change of these attributes (`members.PROJECT` is one) can move an image in its indexes."""
-    return not _INDEXED.isdisjoint(changed) or any(name.startswith("members.") for name in changed)
+@dataclass(frozen=True, slots=True)
+class IndexPlan:
+    """Some indexes, arranged so that the keys of an image in them are made quickly."""
+
+    by_value: tuple[tuple[str | None, _Prefixes], ...]
+    by_values: tuple[tuple[Callable[[Row], list[str]], _Prefixes], ...]
+
+    @staticmethod
+    def of(indexes: Iterable[Index]) -> IndexPlan:
+        prefixes: dict[str | None, list[tuple[bytes, int]]] = {}
+        for index in indexes:
+            prefixes.setdefault(index.scope, []).append((index.prefix, tuple(SORTS).index(index.sort)))
+        return IndexPlan(
+            tuple((scope, tuple(found)) for scope, found in prefixes.items() if scope not in MANY_VALUED),
+            tuple((MANY_VALUED[scope], tuple(found)) for scope, found in prefixes.items() if scope in MANY_VALUED),
+        )
 
 
-_PLAN = tuple(
-    (scope, tuple((index.prefix, tuple(SORTS).index(index.sort)) for index in INDEXES if index.scope == scope))
-    for scope in _SCOPES
-    if scope not in MANY_VALUED
-)
-_PLAN_OF_MANY = tuple(
-    (values, tuple((index.prefix, tuple(SORTS).index(index.sort)) for index in INDEXES if index.scope == scope))
-    for scope, values in MANY_VALUED.items()
-)
-_SORT_VALUES = tuple(SORTS.values())
+_ALL_INDEXES = IndexPlan.of(INDEXES)
+_OTHER_SORTS = tuple((name, encode) for name, encode in SORTS.items() if name != "created_at")
 
 
-def index_keys(image: Row) -> list[bytes]:
-    """All listing rows of an image."""
-    number = image["number"].to_bytes(8, "big")
-    ends = [sort_value(image) + number for sort_value in _SORT_VALUES]
+def sort_end(row: Row, sort: str) -> bytes:
+    """Where an image, or what was one, stands in an order: the part of an index key behind its scope."""
+    end = u64(row["created_at"]) + u64(row["number"])
+    return end if sort == "created_at" else SORTS[sort](row[sort]) + end
+
+
+def index_keys(image: Row, plan: IndexPlan = _ALL_INDEXES) -> list[bytes]:
+    """All listing rows of an image in the indexes of a plan."""
+    end = image["created_at"].to_bytes(8, "big") + image["number"].to_bytes(8, "big")
+    ends = [end, *[encode(image[name]) + end for name, encode in _OTHER_SORTS]]
     keys = []
-    for scope, members in _PLAN:
+    for scope, prefixes in plan.by_value:
         if scope is None:
-            keys += [prefix + ends[sort] for prefix, sort in members]
+            keys += [prefix + ends[sort] for prefix, sort in prefixes]
         elif (value := image[scope]) is not None:
             between = scope_value(value)
-            keys += [prefix + between + ends[sort] for prefix, sort in members]
-    for values, members in _PLAN_OF_MANY:
+            keys += [prefix + between + ends[sort] for prefix, sort in prefixes]
+    for values, prefixes in plan.by_values:
         for value in values(image):
             between = scope_value(value)
-            keys += [prefix + between + ends[sort] for prefix, sort in members]
+            keys += [prefix + between + ends[sort] for prefix, sort in prefixes]
     return keys
+
+
+# Which attribute says what a scope's values are, where it has another name.
+_MADE_OF = {"tag": "tags", "data_zone": "locations", "member": "visibility", "member_status": "visibility"}
+
+
+@functools.lru_cache(maxsize=256)
+def plan_of_changed(changed: frozenset[str], members: bool) -> IndexPlan:
+    """The indexes in which an image may move when these attributes change; `members`: and its members too."""
+
+    def moves(index: Index) -> bool:
+        scope = index.scope or index.sort
+        of_members = scope in ("member", "member_status")
+        return index.sort in changed or _MADE_OF.get(scope, scope) in changed or (members and of_members)
+
+    return IndexPlan.of(filter(moves, INDEXES))
+
+
+INDEXED = frozenset(SORTS) | {"owner", "visibility", "home_zone", "tags", "locations"}
+"""Attributes whose change can move an image in its indexes; of members, any change can."""
 
 
 def number_of_index_key(key: bytes) -> int:

@@ -167,6 +167,28 @@ async def test_an_image_is_shared_and_listed_for_its_members(http: Http) -> None
     assert await listed("member=p2") == []
 
 
+async def test_lists_are_filtered_by_any_attribute_and_sorted_by_any_key(http: Http) -> None:
+    """Which index serves them is tested in test_listing; here, that parameters arrive as what they are."""
+    attributes = {"name": "a", "disk_format": "raw", "size": 7, "protected": True}
+    raw = (await create(http, attributes=attributes, properties={"os_distro": "x"}))["number"]
+    iso = (await create(http, attributes={"name": "b", "disk_format": "iso", "size": 9, "min_ram": 512}))["number"]
+
+    async def listed(query: str) -> list[int]:
+        return [one["number"] for one in (await http("GET", f"images?{query}")).body["images"]]
+
+    assert await listed("sort=size") == await listed("sort=name:asc") == await listed("sort=number:asc") == [raw, iso]
+    assert await listed("sort=disk_format:asc") == await listed("sort=updated_at:desc&size_min=7") == [iso, raw]
+    for query in ("disk_format=raw", "size=7", "size_max=8", "protected=true", "properties.os_distro=x", "min_ram=0"):
+        assert await listed(query) == [raw], query
+    for query in ("size_min=8", "protected=false", "min_ram=512", "disk_format=iso&size_max=9"):
+        assert await listed(query) == [iso], query
+    now_us = (await http("GET", f"images/{iso}")).body["image"]["updated_at"]
+    assert await listed(f"created_at_min={now_us}&updated_at_max={now_us}") == [iso]
+    assert await listed("properties.os_distro=y") == await listed(f"updated_at_min={now_us + 1}") == []
+    many = await http("GET", "images?" + "&".join(f"properties.p{n}=1" for n in range(17)))
+    assert (many.status, "at most 16" in many.body["error"]["message"]) == (400, True)
+
+
 async def test_a_project_is_counted_and_bounded(http: Http, cluster: Registry) -> None:
     await http("POST", "images", {"attributes": {"name": "one", "owner": "p"}})
     set_to = await http("PUT", "projects/p", {"images_max": 1})
@@ -219,6 +241,9 @@ BAD = [
     ("GET", "images?limit=x", None, 400, "invalid", "whole number"),
     ("GET", "images?colour=x", None, 400, "invalid", "unknown parameter"),
     ("GET", "images?sort=colour", None, 400, "invalid", "sort"),
+    ("GET", "images?size_min=some", None, 400, "invalid", "whole number"),
+    ("GET", "images?protected=maybe", None, 400, "invalid", "true or false"),
+    ("GET", "images?properties=x", None, 400, "invalid", "unknown parameter"),
     ("GET", "images?sort=name:up", None, 400, "invalid", "asc"),
     ("PATCH", "images/1", b'{"set": []}', 400, "invalid", "set must be a map"),
     ("PATCH", "images/1", b'{"set": {"number": 5}}', 400, "invalid", "number"),

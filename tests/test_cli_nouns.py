@@ -130,6 +130,16 @@ def test_a_page_of_a_list_says_how_to_go_on(running: Path) -> None:
     assert [image["number"] for image in rest["images"]] == [numbers[0]]
 
 
+def test_a_list_takes_any_filter_and_order(running: Path) -> None:
+    for name, tags in (("b", ["x", "y"]), ("a", ["x", "y"]), ("c", ["x"])):
+        tagged = [argument for tag in tags for argument in ("--tag", tag)]
+        said("image", "create", "--name", name, "--owner", "filters", "--property", "kind=test", *tagged)
+    filters = [f"--filter={one}" for one in ("tag=x", "tag=y", "properties.kind=test", "protected=false")]
+    listed = documented("image", "list", *filters, "--owner", "filters", "--sort", "name:asc")["images"]
+    assert [image["name"] for image in listed] == ["a", "b"]
+    assert "unknown parameter 'colour'" in said("image", "list", "--filter", "colour=red", status=1)
+
+
 def test_a_write_that_is_repeated_with_its_key_happens_once(running: Path) -> None:
     first, second = (documented("image", "create", "--name", "once", "--key", "the-key") for _ in range(2))
     assert (first["number"], first["uuid"]) == (second["number"], second["uuid"])

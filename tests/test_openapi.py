@@ -28,7 +28,7 @@ from raftreg import (
     api_zones,
     commands,
     errors,
-    tables,
+    listing,
     wire,
 )
 from tests.registry import Answer, Http, registry
@@ -204,7 +204,7 @@ def test_enumerations_are_those_of_the_code() -> None:
     assert tuple(properties("BatchOperation")["op"]["enum"]) == api_images._BATCH_OPS
     assert set(properties("Change")["kind"]["enum"]) == string_constants({"record": 0})
     sort = DOCUMENT["components"]["parameters"]["Sort"]["schema"]["pattern"]
-    assert set(re.findall(r"[a-z_]{4,}", sort.partition(":")[0])) == set(tables.SORTS)
+    assert set(re.findall(r"[a-z_]{4,}", sort.partition(":")[0])) == set(listing.SORT_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_the_fields_of_a_request_are_those_that_the_api_takes(schema: str, field
 
 
 def test_the_parameters_of_a_list_are_those_that_the_api_takes() -> None:
-    assert set(parameters("GET", f"{wire.PREFIX}/images")) == api_images._LIST_PARAMETERS
+    assert set(parameters("GET", f"{wire.PREFIX}/images")) == {*api_images._LIST_PARAMETERS, "properties"}
 
 
 # -- the document and real answers --------------------------------------------------------------------------------

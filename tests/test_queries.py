@@ -1,61 +1,18 @@
-"""Reading the state: listings by index, changes, bootstrap chunks."""
+"""Reading the state: changes, bootstrap chunks, blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftreg import errors, queries
-from tests.state_life import Document, Gateway, Life, a_state, create, delete, location, update, uuid_of
-
-NAMES = ("b", "a", "c", None, "a", "ä", "Z", "aa")
-OWNERS = ("p1", "p2", None)
-VISIBILITIES = ("private", "public", "shared")
-TAGS: tuple[list[str], ...] = ([], ["x"], ["y", "x"], ["y"])
-LOCATIONS: tuple[list[Document], ...] = (
-    [],
-    [location("a", "fra")],
-    [location("a", "fra"), location("b", "ber")],
-    [{**location("a", "ber"), "status": "pending"}, {**location("b"), "zone": None}],
-    [location("a", "fra"), location("b", "fra")],
-)
-MEMBERS: tuple[Document, ...] = (
-    {"m1": {"status": "accepted"}},
-    {},
-    {"m1": {}, "m2": {"status": "accepted"}},
-    {"m2": {"status": "rejected", "can_share": True}},
-    {"m2": {}},
-)
-
-
-def populate(life: Life) -> list[Document]:
-    """24 images whose attributes repeat in different periods; some moved, some deleted. Returns what is left."""
-    life.do({"op": "register_zone", "zone": "fra"})
-    for n in range(24):
-        attributes = {
-            "name": NAMES[n % len(NAMES)], "owner": OWNERS[n % 3], "visibility": VISIBILITIES[n // 3 % 3]
-        }  # fmt: skip
-        life.now_us += n % 2  # two images share each moment
-        more: Document = {"tags": TAGS[n % len(TAGS)], "locations": LOCATIONS[n % len(LOCATIONS)]}
-        life.do(create(str(n), **attributes, **more, home_zone="fra" if n % 4 else None))
-        life.do(update(n + 1, set_members=MEMBERS[n % len(MEMBERS)]))
-    life.do(update(3, set={"name": "moved", "visibility": "community", "owner": "p9"}))
-    life.do(update(4, set={"status": "saving"}), delete(5), delete(24))
-    life.do(update(7, set={"tags": ["new"], "visibility": "private"}, remove_locations=["a", "b"]))
-    life.do(update(8, set_members={"m1": {"status": "rejected"}}, remove_members=["m2"], set={"visibility": "shared"}))
-    return [image for n in range(1, 25) if "deleted" not in (image := _image(life, n))]
-
-
-def _image(life: Life, number: int) -> Document:
-    image = queries.get_image(life.view, {"number": number})
-    assert image is not None
-    return image
+from raftreg import queries
+from tests.many_images import populate
+from tests.state_life import Document, Gateway, Life, a_state, uuid_of
 
 
 @pytest.fixture(scope="module")
@@ -63,129 +20,6 @@ def populated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Life, 
     with a_state(tmp_path_factory.mktemp("queries")) as view:
         life = Life(view)
         yield life, populate(life)
-
-
-def expected(images: list[Document], filters: Document, sort: str, descending: bool) -> list[int]:
-    """What a listing must be, from a plain list."""
-    matching = [image for image in images if all(_has(image, name, value) for name, value in filters.items())]
-    if "member_status" in filters:
-        matching = [m for m in matching if m["members"][filters["member"]]["status"] == filters["member_status"]]
-    # Among images of one name the order by creation serves as the one by name; these scopes offer it alone.
-    sort = "created_at" if _scope(filters) in ("name", "member", "tags", "data_zone") else sort
-    matching.sort(key=lambda image: (image[sort] or "" if sort == "name" else image[sort], image["number"]))
-    numbers = [image["number"] for image in matching]
-    return numbers[::-1] if descending else numbers
-
-
-def _has(image: Document, name: str, value: Any) -> bool:
-    if name == "data_zone":
-        return any(held["zone"] == value and held["status"] == "active" for held in image["locations"])
-    if name == "member":
-        return image["visibility"] == "shared" and value in image["members"]
-    if name == "tags":
-        return set(value) <= set(image["tags"])
-    return name == "member_status" or bool(image[name] == value)
-
-
-def _scope(filters: Document) -> str | None:
-    order = ("name", "member", "tags", "owner", "home_zone", "data_zone", "status", "visibility")
-    return next((name for name in order if filters.get(name)), None)
-
-
-def walk(life: Life, page: int, **arguments: Any) -> list[int]:
-    """All pages, one after the other."""
-    numbers: list[int] = []
-    marker: int | None = None
-    while True:
-        images, marker = queries.list_images(life.view, **arguments, marker=marker, limit=page)
-        assert len(images) <= page
-        numbers += [image["number"] for image in images]
-        assert len(numbers) <= 24, "pages repeat themselves"
-        if marker is None:
-            return numbers
-
-
-FILTERS = st.fixed_dictionaries(
-    {},
-    optional={
-        "owner": st.sampled_from(["p1", "p2", "p9", "nobody"]),
-        "visibility": st.sampled_from(["private", "public", "shared", "community"]),
-        "name": st.sampled_from(["a", "b", "ä", "moved", "nothing"]),
-        "status": st.sampled_from(["queued", "saving"]),
-        "home_zone": st.sampled_from(["fra", "ber"]),
-        "data_zone": st.sampled_from(["fra", "ber"]),
-        "tags": st.sampled_from([[], ["x"], ["y", "x"], ["new"], ["new", "x"]]),
-    },
-)
-MEMBERSHIPS: st.SearchStrategy[Document] = st.one_of(
-    st.just({}),
-    st.fixed_dictionaries(
-        {"member": st.sampled_from(["m1", "m2", "m3"])},
-        optional={"member_status": st.sampled_from(["pending", "accepted", "rejected"])},
-    ),
-)
-
-
-@given(
-    st.builds(dict.__or__, FILTERS, MEMBERSHIPS),
-    st.sampled_from(["created_at", "name"]),
-    st.booleans(),
-    st.integers(1, 30),
-)
-def test_pages_of_any_size_add_up_to_exactly_the_images_that_match_in_order(
-    populated: tuple[Life, list[Document]], filters: Document, sort: str, descending: bool, page: int
-) -> None:
-    life, images = populated
-    listed = walk(life, page, **filters, sort=sort, descending=descending)
-    assert listed == expected(images, filters, sort, descending)
-
-
-@pytest.mark.parametrize("descending", [False, True])
-@pytest.mark.parametrize("sort", ["created_at", "name"])
-def test_a_marker_serves_after_its_image_was_deleted(
-    populated: tuple[Life, list[Document]], sort: str, descending: bool
-) -> None:
-    life, images = populated
-    page, _ = queries.list_images(life.view, sort=sort, descending=descending, marker=5, limit=99)
-    gone = {"number": 5, "name": NAMES[4], "created_at": images[3]["created_at"]}
-    whole = expected([*images, gone], {}, sort, descending)
-    assert [image["number"] for image in page] == whole[whole.index(5) + 1 :]
-
-
-def test_a_scan_that_finds_nothing_ends_within_its_bound_and_says_where_to_go_on(
-    populated: tuple[Life, list[Document]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    life, _ = populated
-    monkeypatch.setattr("raftreg.queries.LIST_SCAN_ROWS_MAX", 3)
-    filters: dict[str, Any] = {"status": "queued", "visibility": "community", "descending": True}
-    images, marker = queries.list_images(life.view, **filters, limit=5)
-    assert images == []
-    assert marker is not None
-    assert walk(life, 5, **filters) == walk(life, 1, **filters) == [3]
-
-
-def test_a_limit_of_zero_is_an_empty_page(populated: tuple[Life, list[Document]]) -> None:
-    assert queries.list_images(populated[0].view, limit=0) == ([], None)
-
-
-def test_an_unknown_order_or_marker_is_refused(populated: tuple[Life, list[Document]]) -> None:
-    with pytest.raises(errors.BadRequest, match="created_at, name"):
-        queries.list_images(populated[0].view, sort="size", limit=1)
-    with pytest.raises(errors.BadRequest, match="name the `member` too"):
-        queries.list_images(populated[0].view, member_status="accepted", limit=1)
-    with pytest.raises(errors.BadRequest, match="pending, accepted, rejected"):
-        queries.list_images(populated[0].view, member="m1", member_status="gone", limit=1)
-    with pytest.raises(errors.BadRequest, match="marker 999"):
-        queries.list_images(populated[0].view, marker=999, limit=1)
-
-
-def test_names_beyond_the_sorted_length_are_all_listed_once(tmp_path: Path) -> None:
-    with a_state(tmp_path) as view:
-        life = Life(view)
-        life.do(*(create(str(n), name="\U0001f4bf" * 60 + str(9 - n), owner="ö" * 200) for n in range(5)))
-        assert sorted(walk(life, 2, sort="name")) == [1, 2, 3, 4, 5]
-        assert walk(life, 2, owner="ö" * 200, sort="name") == walk(life, 2, sort="name")
-        assert walk(life, 2, owner="ö" * 199) == []
 
 
 def test_an_image_is_found_by_number_by_uuid_and_after_its_deletion_as_deleted(
@@ -264,7 +98,7 @@ def test_the_pages_of_blocks_hold_every_block_once_in_order(tmp_path: Path, monk
         for size in range(1, 6):
             for gateway in gateways:
                 granted[gateway.gateway].append(gateway.grant(size)["first"])
-        monkeypatch.setattr(queries, "LIST_SCAN_ROWS_MAX", 3)
+        monkeypatch.setattr(queries, "SCAN_ROWS_MAX", 3)
         everything = sorted([*granted["gw1"], *granted["gw2"]])
         for name, wanted in ((None, everything), *granted.items(), ("gw3", [])):
             for limit in (1, 2, 100):

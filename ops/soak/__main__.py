@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from ops.dev.cluster import RUN_DIR, forget_caller
-from ops.soak import kills, near_observer, no_quorum, rejoin, restarts, transfers
+from ops.soak import kills, near_observer, no_quorum, rejoin, restarts, scale, transfers
 from ops.soak.outcome import Outcome
 
 RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
@@ -22,10 +22,11 @@ RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
     "no-quorum": no_quorum.run,
     "observer": near_observer.run,
     "rejoin": rejoin.run,
+    "scale": scale.run,
 }
 # No run takes longer; one that hangs is a failure too. A million images are loaded first.
 RUN_MAX_S = 240.0
-LONG_RUN_MAX_S = {"rejoin": 1800.0}
+LONG_RUN_MAX_S = {"rejoin": 1800.0, "scale": 2400.0}
 
 
 def main() -> int:

@@ -1,5 +1,5 @@
-"""Fill a registry with images: a cluster of three peers is made in a directory (or the one that is there is started),
-loaded until it holds so many, and stopped. The stores stay, for the runs beside this module.
+"""A registry full of images, for the runs beside this module: a cluster of three peers is made in a directory, loaded
+and stopped; its stores stay, and each run works on a copy.
 
 Images go in by batches through the API, as an import would send them.
 """
@@ -7,34 +7,43 @@ Images go in by batches through the API, as an import would send them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops.dev.cluster import Cluster
+from ops.dev.cluster import RUN_DIR, Cluster
 from raftreg import certificates, errors
 from raftreg.client import Client
 
 # One request is one entry of the log, more or less: two in flight, and one on its way, keep the leader busy.
 BATCH, BATCHES_AT_ONCE = 500, 3
-_OWNERS, _ZONES = 400, 8
+_OWNERS = 400
 _DEADLINE_S = 60.0
+
+
+ZONES = tuple(f"zone{number}" for number in range(8))
+TAGGED_EVERY = 50
 
 
 def image(number: int) -> dict[str, Any]:
     """What a cloud registers: a backup of a server, or one image in ten that is for everybody."""
-    owner = f"{number % _OWNERS:032x}"
+    public = number % 10 == 0
     return {
         "uuid": str(uuid.uuid4()),
         "attributes": {
             "name": f"backup of server {number} of project {number % _OWNERS}",
-            "disk_format": "qcow2",
+            "disk_format": ("raw", "iso")[number // 10 % 2] if public else "qcow2",
             "container_format": "bare",
-            "visibility": "public" if number % 10 == 0 else "private",
-            "owner": owner,
+            "visibility": "public" if public else "private",
+            "owner": owner(number),
             "min_disk": 20,
+            "size": number * 1_000_003 % 10_000_000_019,
         },
         "properties": {
             "os_type": "linux",
@@ -44,7 +53,14 @@ def image(number: int) -> dict[str, Any]:
             "instance_uuid": str(uuid.uuid4()),
             "image_type": "snapshot",
         },
+        "tags": [f"tag{number // TAGGED_EVERY % 10}"] if number % TAGGED_EVERY == 0 else [],
+        "home_zone": ZONES[number % len(ZONES)],
     }
+
+
+def owner(number: int) -> str:
+    """The project that owns image `number`."""
+    return f"{number % _OWNERS:032x}"
 
 
 def client(cluster: Cluster) -> Client:
@@ -80,8 +96,32 @@ async def _send(registry: Client, images: Sequence[dict[str, Any]]) -> None:
         return
 
 
+@contextlib.asynccontextmanager
+async def filled(count: int, purpose: str) -> AsyncIterator[Path]:
+    """The directory of a cluster that holds `count` images, for one run: a copy of what was loaded once."""
+    copy = await asyncio.to_thread(_copied, count, purpose)
+    try:
+        yield copy
+    finally:
+        shutil.rmtree(copy)
+
+
+def _copied(count: int, purpose: str) -> Path:
+    stores = RUN_DIR / "soak" / f"images-{count}"
+    if not stores.exists():
+        making = stores.with_name(f"{stores.name}.making")
+        shutil.rmtree(making, ignore_errors=True)
+        fill(making, count)
+        making.rename(stores)
+    copy = stores.with_name(f"{stores.name}-{purpose}")
+    shutil.rmtree(copy, ignore_errors=True)
+    subprocess.run(["cp", "-r", "--sparse=always", str(stores), str(copy)], check=True)
+    os.sync()  # or the first writes of the run would wait for the copy to reach the disk
+    return copy
+
+
 def fill(base: Path, count: int) -> None:
-    """Make a cluster in `base` that holds at least `count` images, and stop it."""
+    """Make a cluster in `base` that holds `count` images, and stop it."""
     cluster = Cluster(base, gateways={})
     cluster.start()
     try:
@@ -92,11 +132,12 @@ def fill(base: Path, count: int) -> None:
 
 async def _fill(cluster: Cluster, count: int) -> None:
     async with client(cluster) as registry:
-        present = int((await registry.status())["revision"])
-        took = await load(registry, max(0, count - present))
+        for zone in ZONES:
+            await registry.register_zone(zone)
+        took = await load(registry, count)
         status = await registry.status()
     print(
-        f"{count - present} images in {took:.1f} s: {(count - present) / max(took, 0.001):.0f}/s; "
+        f"{count} images in {took:.1f} s: {count / took:.0f}/s; "
         f"used {status['db']['used_bytes'] >> 20} MiB, file {status['db']['file_bytes'] >> 20} MiB",
         flush=True,
     )

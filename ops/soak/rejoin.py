@@ -10,138 +10,33 @@ end all peers must hold the same.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-import urllib.request
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from ops.dev.cluster import RUN_DIR, Cluster
+from ops.dev.cluster import Cluster
 from ops.dev.wiring import ROOT
-from ops.soak.images import client, fill, image
+from ops.soak.images import client, filled
 from ops.soak.outcome import Outcome
-from raftreg import certificates, errors
-from raftreg.client import Client
+from ops.soak.steady_writes import Writes
+from ops.soak.watch import Watch
 from raftreg.store import store_path
 
 IMAGES = 1_000_000
 BACK_MAX_S, GROWTH_MAX = 60.0, 1.5
 RATE = 100.0  # creates per second meanwhile
 LOG_KEEP_ENTRIES = 1000  # so that a small registry needs a snapshot too
-_SAMPLE_PERIOD_S = 0.25
-_WRITERS = 16
 _BEFORE_S, _AFTER_S = 8.0, 5.0
 _GIVE_UP_S = 600.0
 _MIB = 1 << 20
 
 
-@dataclass
-class Writes:
-    """Creates at a steady rate by a few writers; (when it was asked for, seconds it took)."""
-
-    rate: float
-    done: list[tuple[float, float]] = field(default_factory=list)
-    refused: int = 0
-    stopped: bool = False
-    _next: float = 0.0
-
-    async def run(self, registry: Client) -> None:
-        self._next = time.monotonic()
-        await asyncio.gather(*(self._writer(registry) for _ in range(_WRITERS)))
-
-    async def _writer(self, registry: Client) -> None:
-        while not self.stopped:
-            due = max(self._next, time.monotonic())
-            self._next = due + 1 / self.rate
-            await asyncio.sleep(due - time.monotonic())
-            asked = time.monotonic()
-            try:
-                await registry.create_image(**image(len(self.done)))
-            except errors.RegistryError:
-                self.refused += 1
-            else:
-                self.done.append((asked, time.monotonic() - asked))
-
-    def between(self, start: float, end: float) -> str:
-        taken = [took for at, took in self.done if start <= at < end]
-        if len(taken) < 2:
-            return "no writes"
-        cuts = statistics.quantiles(taken, n=100)
-        return (
-            f"{len(taken) / (end - start):.0f}/s, p50 {cuts[49] * 1000:.1f} ms, p99 {cuts[98] * 1000:.1f} ms, "
-            f"max {max(taken) * 1000:.0f} ms"
-        )
-
-
-class Watch:
-    """Samples of every peer: bytes of its database, anonymous memory of its process and of that one's children."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        self.file: dict[str, list[int]] = defaultdict(list)
-        self.memory: dict[str, list[int]] = defaultdict(list)
-        self.copier: list[int] = [0]
-        self.reader_s: list[float] = [0.0]
-
-    async def run(self) -> None:
-        while True:
-            for peer in self.cluster.peers:
-                await asyncio.to_thread(self._sample, peer)
-            await asyncio.sleep(_SAMPLE_PERIOD_S)
-
-    def _sample(self, peer: str) -> None:
-        process = self.cluster.processes[peer]
-        if not process.running or process.identity is None:
-            return
-        data = self.cluster.wiring.peer_dir(peer)
-        with contextlib.suppress(OSError):
-            self.file[peer].append((store_path(data) / "data.mdb").stat().st_size)
-        pids = [process.identity.pid, *_children(process.identity.pid)]
-        sizes = [_anonymous_bytes(pid) for pid in pids]
-        self.memory[peer].append(sizes[0])
-        self.copier.append(sum(sizes[1:]))
-        self.reader_s.append(_reader_age_s(self.cluster, peer))
-
-
-def _children(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
-def _anonymous_bytes(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-        return int(found[1]) * 1024 if found else 0
-    return 0
-
-
-def _reader_age_s(cluster: Cluster, peer: str) -> float:
-    context = certificates.client_context(cluster.wiring.operator_tls())
-    with contextlib.suppress(OSError):
-        url = f"https://{cluster.wiring.listen(f'api-{peer}')}/metrics"
-        with urllib.request.urlopen(url, timeout=2, context=context) as answer:
-            found = re.search(r"^\w*oldest_reader_seconds (\S+)", answer.read().decode(), re.MULTILINE)
-            return float(found[1]) if found else 0.0
-    return 0.0
-
-
 async def run(images: int = IMAGES) -> Outcome:
     """The whole run; loads the images where that was not done before."""
-    stores = RUN_DIR / "soak" / f"images-{images}"
-    if not stores.exists():
-        making = stores.with_name(f"{stores.name}.making")
-        await asyncio.to_thread(fill, making, images)
-        making.rename(stores)
-    with copied(stores) as base:
+    async with filled(images, "rejoin") as base:
         cluster = Cluster(base, gateways={}, peer_limits={"log_keep_entries": LOG_KEEP_ENTRIES})
         await asyncio.to_thread(cluster.start)
         try:
@@ -154,8 +49,8 @@ async def _measure(cluster: Cluster, writes: Writes, images: int) -> Outcome:
     leader = await asyncio.to_thread(cluster.wait_leader)
     wiped = next(peer for peer in cluster.peers if peer != leader)
     watch = Watch(cluster)
-    async with client(cluster) as registry:
-        tasks = [asyncio.create_task(writes.run(registry)), asyncio.create_task(watch.run())]
+    async with client(cluster) as registry, watch.running():
+        writing = asyncio.create_task(writes.run(registry))
         started = time.monotonic()
         await asyncio.sleep(_BEFORE_S)
         before = {peer: max(watch.file[peer]) for peer in cluster.peers}
@@ -170,10 +65,8 @@ async def _measure(cluster: Cluster, writes: Writes, images: int) -> Outcome:
         ended = time.monotonic()
         await asyncio.sleep(_AFTER_S)
         writes.stopped = True
-        await tasks[0]
+        await writing
         same = await _until(lambda: _all_the_same(cluster)) is not None
-        tasks[1].cancel()
-        await asyncio.gather(tasks[1], return_exceptions=True)
     growth = max(max(watch.file[peer]) / before[peer] for peer in cluster.peers)
     outcome = Outcome("rejoin")
     outcome.figures = {
@@ -225,15 +118,3 @@ async def _until(condition: Callable[[], bool]) -> bool | None:
             return True
         await asyncio.sleep(0.1)
     return None
-
-
-@contextlib.contextmanager
-def copied(stores: Path) -> Iterator[Path]:
-    """A copy of the cluster's directory beside it, removed afterwards."""
-    copy = stores.with_name(f"{stores.name}-rejoin")
-    shutil.rmtree(copy, ignore_errors=True)
-    subprocess.run(["cp", "-r", "--sparse=always", str(stores), str(copy)], check=True)
-    try:
-        yield copy
-    finally:
-        shutil.rmtree(copy)

@@ -26,7 +26,7 @@ async def run(count: int = ROUNDS) -> Outcome:
         for _ in range(count):
             for _ in range(_BEFORE):
                 last = await _next(client, last, outcome)
-            seconds, last = await _restart(cluster, client, last, outcome)
+            seconds, last = await restart(cluster, client, last, outcome)
             took.append(seconds)
             await asyncio.to_thread(cluster.wait_ready, cluster.peers)
         outcome.problems += await peers.differences(cluster)
@@ -35,7 +35,8 @@ async def run(count: int = ROUNDS) -> Outcome:
     return outcome
 
 
-async def _restart(cluster: Cluster, client: Client, last: int, outcome: Outcome) -> tuple[float, int]:
+async def restart(cluster: Cluster, client: Client, last: int, outcome: Outcome) -> tuple[float, int]:
+    """Kill and start all peers; the seconds from the start to the next acknowledged write, and the ID that it got."""
     await asyncio.to_thread(cluster.kill, *cluster.peers)
     started = time.monotonic()
     starting = asyncio.create_task(asyncio.to_thread(cluster.start_processes, cluster.peers))

@@ -12,8 +12,7 @@ exception on the way is fatal: the process stops rather than go on with a log th
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from pysyncobj.node import Node
@@ -23,6 +22,7 @@ from raftreg.append_window import AppendWindow
 from raftreg.config import Limits, Timing
 from raftreg.damage import Damage
 from raftreg.digests import Digests, StateChecks
+from raftreg.elections import Elections
 from raftreg.engine import now
 from raftreg.journal import Journal
 from raftreg.observers import FROM_OBSERVERS, Observers
@@ -43,12 +43,12 @@ from raftreg.transport import (
     is_position,
     is_well_formed,
 )
+from raftreg.voter_recovery import VoterRecovery
 from raftreg.voter_set import VoterSet
 
 logger = logging.getLogger(__name__)
 
 _SHARE_PERIOD_S = 1.0
-_LEADER_HEARD_FRACTION = 0.9
 _IDLE_COMMIT_S = 1.0
 
 
@@ -124,14 +124,7 @@ class RaftNode:
         self._freshness = Freshness()
 
         self._leader_heard = float("-inf")
-        self._pre_votes: set[str] = set()
-        self._pre_vote_term = 0
-        self._may_campaign = False
-
-        self.recovering = self.transport.recovering = store.recovering()
-        self._recovering_peers: set[str] = set()
-        self._goals: dict[str, tuple[int, int]] = {}
-        self._recovery_goal: tuple[int, int, str] | None = None
+        self.recovery = VoterRecovery(self, self.transport, self._say)
         self._positions = Positions(store, self.others)
         self._shared_at = float("-inf")
         self._full_peers: dict[str, str] = {}
@@ -153,6 +146,7 @@ class RaftNode:
         self.core.resume(max(applied_index(store.view()), 1))
         self.digests.begin()
         self.voters = VoterSet(store, self.journal)
+        self.elections = Elections(self, self._say, timing)
         if not self.others and not self.recovering:
             self.core.election_deadline = 0  # nobody else could be the leader
         self._commit()
@@ -167,7 +161,7 @@ class RaftNode:
     def leader(self) -> str | None:
         """Name of the leader as far as this voter knows; None when it was silent for an election timeout."""
         node = self.core._getLeader()
-        silent = not self.is_leader and now() - self._leader_heard > self._timing.raft_max_timeout_s
+        silent = not self.is_leader and self.leader_silence_s > self._timing.raft_max_timeout_s
         return None if node is None or silent else str(node.id)
 
     @property
@@ -197,16 +191,26 @@ class RaftNode:
 
     def is_recovering(self, peer: str) -> bool:
         """Whether a leader counts another voter as one that may have forgotten promises."""
-        return peer in self._recovering_peers
+        return peer in self.recovery.peers
 
     def holds(self, peer: str, index: int) -> bool:
         """Whether a leader knows that a voter is connected, does not recover and has the log up to `index`."""
-        return peer in self._up and peer not in self._recovering_peers and (self.match_index(peer) or 0) >= index
+        return peer in self._up and not self.is_recovering(peer) and (self.match_index(peer) or 0) >= index
 
     def staleness_s(self) -> float | None:
         """Seconds since a quorum confirmed the leader whose commits up to then are applied here; None: never."""
         fresh_at = self._rounds.confirmed_at if self._leads_for_sure() else self._freshness.fresh_at
         return None if fresh_at is None else max(0.0, now() - fresh_at)
+
+    @property
+    def leader_silence_s(self) -> float:
+        """Seconds since a leader was last heard."""
+        return now() - self._leader_heard
+
+    @property
+    def connected(self) -> Collection[str]:
+        """Voters with which both directions are open."""
+        return self._up
 
     def _leads_for_sure(self) -> bool:
         """A new leader has every committed entry in its log, but not in its state before its first one is applied."""
@@ -379,7 +383,7 @@ class RaftNode:
         self.transport.forget_sent()
         self._rounds.reset()
         self.transport.confirmed_age = None
-        self._goals.clear()
+        self.recovery.goals.clear()
         self._full_peers.clear()
         self.damage.reset()
         self.digests.reset()
@@ -451,68 +455,18 @@ class RaftNode:
         if isinstance(message.get(ROUND), int):
             self._rounds.echo(peer, message[ROUND])
         if message.get(RECOVERING):
-            self._recovering_peers.add(peer)
+            self.recovery.peers.add(peer)
             self.core.forget_match(self._nodes[peer])
             return
-        self._recovering_peers.discard(peer)
+        self.recovery.peers.discard(peer)
         if message["success"] and message["next_node_idx"] - 1 <= self.journal.last_index:
             self._positions.acknowledged(peer, self.term, message["next_node_idx"] - 1)
 
     def _say(self, peer: str, kind: str, **fields: Any) -> None:
         self.transport.outbox.append((peer, {"type": kind, **fields}))
 
-    # -- elections ------------------------------------------------------------------------------------------------
-
     def _seek_votes(self) -> None:
-        """Before a real election, ask whether it could be won: a peer that was cut off then deposes nobody."""
-        may_campaign, self._may_campaign = self._may_campaign, False
-        if self.is_leader or may_campaign or self.core.transfer_in_progress or self.core.election_deadline >= now():
-            return
-        if not self.others and not self.recovering:
-            return
-        timing = self._timing
-        self.core.election_deadline = now() + random.uniform(timing.raft_min_timeout_s, timing.raft_max_timeout_s)
-        if self.voters.term_floor > self.term:
-            self.core.adopt_term(self.voters.term_floor)
-        if self.recovering or not self.voters.may_stand():
-            return
-        self._pre_votes = {self.name}
-        self._pre_vote_term = self.term + 1
-        journal = self.journal
-        for peer in self._up:
-            self._say(
-                peer,
-                "pre_vote",
-                term=self._pre_vote_term,
-                last_log_index=journal.last_index,
-                last_log_term=journal.last_term,
-            )
-
-    def _on_pre_vote(self, peer: str, message: Message) -> None:
-        if message["term"] <= self.term:
-            self._say(peer, "term", term=self.term)
-            return
-        heard = now() - self._leader_heard < _LEADER_HEARD_FRACTION * self._timing.raft_min_timeout_s
-        if self.recovering or self.is_leader or heard or not self.voters.may_elect(message):
-            return
-        own = (self.journal.last_term, self.journal.last_index)
-        if (message["last_log_term"], message["last_log_index"]) >= own:
-            self._say(peer, "pre_vote_granted", term=message["term"])
-
-    def _on_pre_vote_granted(self, peer: str, message: Message) -> None:
-        if self.is_leader or self.recovering or not message["term"] == self._pre_vote_term == self.term + 1:
-            return
-        self._pre_votes.add(peer)
-        if len(self._pre_votes) * 2 > len(self._nodes):
-            self._pre_votes.clear()
-            self._may_campaign = True
-            self.core.election_deadline = 0
-
-    def _on_term(self, _peer: str, message: Message) -> None:
-        """Someone is in a higher term: adopt it. Without this a peer with a longer log but a lower term, or a leader
-        whose follower is ahead in terms, would never be heard again; pysyncobj ignores lower terms in silence."""
-        if message["term"] > self.term:
-            self.core.adopt_term(message["term"])
+        self.elections.seek()
 
     # -- reads ----------------------------------------------------------------------------------------------------
 
@@ -548,8 +502,8 @@ class RaftNode:
         number = self.transport.round
         if not self.others or any(message["type"] == "append_entries" for _, message in self.transport.outbox):
             self._rounds.sent(number, now())
-        self._completions += self._rounds.confirm(number, self._recovering_peers)
-        self._send_goals()
+        self._completions += self._rounds.confirm(number, self.recovery.peers)
+        self.recovery.tell_goals(self._rounds.echoed)
 
     def _on_read_index(self, peer: str, message: Message) -> None:
         number = message["id"]
@@ -575,8 +529,7 @@ class RaftNode:
         own = (self.term, self.journal.last_index, self.store.identity.store_id)
         for peer in self._up:
             self._say(peer, "positions", positions={**self._positions.shared(), self.name: own})
-            if peer in self._recovering_peers and peer not in self._goals:
-                self._goals[peer] = (self.transport.round + 1, max(self.commit_index, self.core.noop_index))
+        self.recovery.set_goals(self._up, self.transport.round + 1, max(self.commit_index, self.core.noop_index))
 
     def _on_positions(self, peer: str, message: Message) -> None:
         if all(is_position(position) for position in message["positions"].values()):
@@ -605,13 +558,15 @@ class RaftNode:
 
     # -- recovery -------------------------------------------------------------------------------------------------
 
+    @property
+    def recovering(self) -> bool:
+        return self.recovery.recovering
+
     def begin_recovery(self, why: str) -> None:
         """This voter may have forgotten acknowledged entries or votes: no vote, no candidacy until it caught up."""
         if self.recovering:
             return
-        logger.error("this peer must recover before it votes again: %s", why)
-        self.recovering = self.transport.recovering = True
-        self.store.put_recovering(True)
+        self.recovery.begin(why)
         if self.is_leader:
             self.core.step_down()
         # Durable before any hello tells of it: the others then forget what this voter had promised, so a crash must
@@ -622,40 +577,14 @@ class RaftNode:
             self._fatal(f"the need to recover cannot be written: {error!r}")
             raise
 
-    def _send_goals(self) -> None:
-        """Tell a recovering voter where it has caught up, once every other voter has confirmed this leader since.
-
-        None of them can then be a candidate or leader of a higher term that holds a vote, or counts on an
-        acknowledgement, which the recovering voter has forgotten; so this leader has everything that it ever promised.
-        """
-        for peer, (number, index) in list(self._goals.items()):
-            if all(self._rounds.echoed(other) >= number for other in self.others if other != peer):
-                del self._goals[peer]
-                self._say(peer, "caught_up", term=self.term, index=index)
-
-    def _on_caught_up(self, peer: str, message: Message) -> None:
-        if self.recovering and message["term"] == self.term and peer == self.leader:
-            self._recovery_goal = (message["term"], message["index"], peer)
-
     def _finish_recovery(self) -> None:
         self.voters.followed(self.leader, self.term, self.applied)
-        if self._recovery_goal is None or not self.recovering:
-            return
-        term, index, leader = self._recovery_goal
-        if term != self.term or leader != self.leader:
-            self._recovery_goal = None
-        elif self.applied >= index:
-            self._leave_recovery(leader)
-
-    def _leave_recovery(self, leader: str) -> None:
-        logger.warning("caught up at index %d: this peer votes again", self.applied)
-        self._recovery_goal = None
-        self.recovering = self.transport.recovering = False
-        # The vote of this term may have been forgotten; giving it to its known leader can contradict nobody.
-        self.core.vote_for(leader)
-        self.voters.settle_on_own_log()
-        self.store.put_recovered(self.term, self.applied)
-        self.store.put_recovering(False)
+        leader = self.recovery.caught_up_with()
+        if leader is not None:
+            self.recovery.end()
+            # The vote of this term may have been forgotten; giving it to its known leader can contradict nobody.
+            self.core.vote_for(leader)
+            self.voters.settle_on_own_log()
 
     def close(self) -> None:
         """Stop for good; what is not committed is dropped."""
@@ -664,17 +593,17 @@ class RaftNode:
 
 
 _OWN_MESSAGES: dict[str, Callable[[RaftNode, str, Message], None]] = {
-    "pre_vote": RaftNode._on_pre_vote,
-    "pre_vote_granted": RaftNode._on_pre_vote_granted,
-    "term": RaftNode._on_term,
+    "pre_vote": lambda raft, peer, message: raft.elections.on_pre_vote(peer, message),
+    "pre_vote_granted": lambda raft, peer, message: raft.elections.on_pre_vote_granted(peer, message),
+    "term": lambda raft, _peer, message: raft.elections.on_term(message),
     "read_index": RaftNode._on_read_index,
     "read_index_reply": RaftNode._on_read_index_reply,
     "positions": RaftNode._on_positions,
-    "caught_up": RaftNode._on_caught_up,
+    "caught_up": lambda raft, peer, message: raft.recovery.on_caught_up(peer, message),
     "storage": RaftNode._on_storage,
     "digest_wanted": lambda raft, peer, message: raft.digests.on_wanted(peer, message),
     "digest": lambda raft, peer, message: raft.digests.on_digest(
-        peer, message, counts=peer in raft.others and peer not in raft._recovering_peers
+        peer, message, counts=peer in raft.others and not raft.is_recovering(peer)
     ),
     "digest_verdict": lambda raft, peer, message: raft.digests.on_verdict(peer, message),
     "damage": lambda raft, peer, message: raft.damage.on_damage(peer, message),

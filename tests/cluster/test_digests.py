@@ -380,7 +380,7 @@ def test_a_recovering_voter_makes_no_majority(
         monkeypatch.setattr(Digests, "on_digest", lambda *arguments, counts: on_digest(*arguments, counts=True))
     cluster = with_values(make_cluster)
     cluster.nodes["C"].begin_recovery("a test says so")
-    cluster.nodes["A"]._goals["C"] = (1 << 40, 1)  # it does not catch up within this test
+    cluster.nodes["A"].recovery.goals["C"] = (1 << 40, 1)  # it does not catch up within this test
     cluster.settle()
     assert cluster.nodes["C"].role == "recovering"
     rot(cluster, "B", "C")
@@ -394,7 +394,7 @@ def test_a_recovering_voter_makes_no_majority(
 def test_a_recovering_voter_that_differs_from_the_majority_is_damaged_too(make_cluster: MakeCluster) -> None:
     cluster = with_values(make_cluster)
     cluster.nodes["C"].begin_recovery("a test says so")
-    cluster.nodes["A"]._goals["C"] = (1 << 40, 1)
+    cluster.nodes["A"].recovery.goals["C"] = (1 << 40, 1)
     cluster.settle()
     rot(cluster, "C")
     for _ in range(3):

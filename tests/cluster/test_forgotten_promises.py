@@ -13,8 +13,8 @@ import pytest
 from raftreg.config import Limits
 from raftreg.engine import Core
 from raftreg.positions import Hello, Positions, has_forgotten
-from raftreg.raft import RaftNode
 from raftreg.store import Store, initialise
+from raftreg.voter_recovery import VoterRecovery
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.harness import A_HEARTBEAT_LATER, LONG_AFTER, Cluster
 from tests.cluster.test_directed_faults import lost, with_and_without_the_rule
@@ -122,7 +122,7 @@ def test_no_vote_under_way_elects_a_second_leader_beside_a_voter_that_forgot_it(
 ) -> None:
     """Without D's word B must not vote again: it would elect E in the very term in which it elects D."""
     if not rule:
-        monkeypatch.setattr(RaftNode, "_send_goals", goals_by_a_majority)
+        monkeypatch.setattr(VoterRecovery, "tell_goals", goals_by_a_majority)
     cluster = make_cluster("ABCDE", limits=LONG_LOG)
     held = a_vote_under_way(cluster)
     for _ in range(60):
@@ -143,11 +143,11 @@ def test_no_vote_under_way_elects_a_second_leader_beside_a_voter_that_forgot_it(
     assert (len(leaders) < 2) is rule
 
 
-def goals_by_a_majority(node: RaftNode) -> None:
+def goals_by_a_majority(recovery: VoterRecovery, _echoed: object) -> None:
     """What a leader that does not wait for every voter would do."""
-    for peer, (_number, index) in node._goals.items():
-        node._say(peer, "caught_up", term=node.term, index=index)
-    node._goals.clear()
+    for peer, (_number, index) in recovery.goals.items():
+        recovery._say(peer, "caught_up", term=recovery._node.term, index=index)
+    recovery.goals.clear()
 
 
 def test_a_recovering_voter_votes_again_when_the_candidate_that_was_out_is_back(make_cluster: MakeCluster) -> None:

@@ -77,7 +77,7 @@ async def test_the_lead_goes_to_the_voter_that_is_furthest_and_to_no_one_that_re
     await go_on(cluster, 1)
     assert (await transfer.outcome())["to"] == "B"
     # C catches up; B, which leads now, counts it as one that may have forgotten promises.
-    cluster.nodes["B"]._recovering_peers.add("C")
+    cluster.nodes["B"].recovery.peers.add("C")
     b = Services(cluster, "B")
     refused = await b.transfer("C").outcome()
     assert isinstance(refused, errors.TransferFailed)

@@ -13,7 +13,7 @@ from raftreg.api_context import Caller, Context, Document, Kinds, number_paramet
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _ZONE = {"endpoint": str, "capabilities": dict}
 _GATEWAY = {"endpoint": str}
-_HEARTBEAT = {"gateway": str}
+_HEARTBEAT = {"gateway": str, "level": int}
 _IDS = {"count": int}
 _BLOCK = {"gateway": str, "session": str, "size": int, "token": int}
 _SEAL = {"gateway": str, "session": str}
@@ -87,14 +87,14 @@ class Zones:
         return context.answer(request, await context.propose(request, caller, command))
 
     async def heartbeat(self, request: web.Request) -> web.Response:
-        """Renews the zone's lease in the leader's memory."""
+        """Renews the zone's lease in the leader's memory; `level` is the highest feature level the gateway supports."""
         context, zone = self._context, request.match_info["zone"]
         caller = context.caller(request)
         fields = take(await self._optional_body(request), _HEARTBEAT)
         gateway = fields.get("gateway", caller.subject.name)
         caller.require_gateway(gateway, zone)
         await context.leadership.known()
-        return context.answer(request, await context.leases.heartbeat(zone, gateway))
+        return context.answer(request, await context.leases.heartbeat(zone, gateway, fields.get("level", 1)))
 
     async def allocate(self, request: web.Request) -> web.Response:
         """{"first", "last"}: IDs that nobody else ever gets."""

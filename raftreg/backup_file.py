@@ -32,7 +32,17 @@ import msgpack
 from raftreg import config
 from raftreg.config import MIB
 from raftreg.store import LogEntry, StoreError
-from raftreg.tables import DIGEST_MODULUS, DIGESTED, HEAD, decode_head, row_hash, unpack
+from raftreg.tables import (
+    DIGEST_MODULUS,
+    DIGESTED,
+    HEAD,
+    DamagedHead,
+    Head,
+    UnknownLevel,
+    decode_head,
+    row_hash,
+    unpack,
+)
 
 VERSION = 2
 BLOCK_BYTES = 1 * MIB
@@ -273,7 +283,8 @@ class Backup:
 
     def rows(self) -> Iterator[list[tuple[bytes, bytes]]]:
         """The rows in key order, chunk by chunk."""
-        checksum, count, rows_digest, head = blake2b(digest_size=16), 0, 0, None
+        checksum, count, rows_digest = blake2b(digest_size=16), 0, 0
+        head: Head | None = None
         while True:
             body = self._next_body()
             kind, *content = unpack(body)
@@ -283,15 +294,24 @@ class Backup:
             checksum.update(body)
             count += len(rows)
             rows_digest += sum(row_hash(key, value) for key, value in rows if key[0] in DIGESTED)
-            head = next((value for key, value in rows if key == HEAD), head)
+            head = next((self._head(value) for key, value in rows if key == HEAD), head)
             yield rows
         if (kind, content) != ("trailer", [count, checksum.digest()]):
             raise self._blocks.damaged("row count or checksum of the whole does not match")
-        if head is None or decode_head(head).rows_digest != rows_digest % DIGEST_MODULUS:
+        if head is None or head.rows_digest != rows_digest % DIGEST_MODULUS:
             raise BackupError(
                 f"{self._path}: the state's digest is not that of its rows: the peer it was taken from was damaged; "
                 "take another backup from another peer"
             )
+
+    def _head(self, row: bytes) -> Head:
+        """The first row of all: nothing is used of a state that this release does not read."""
+        try:
+            return decode_head(row)
+        except UnknownLevel as unknown:
+            raise BackupError(f"{self._path} is of another release: {unknown}") from None
+        except DamagedHead as damage:
+            raise self._blocks.damaged(f"the head of its state: {damage}") from None
 
     def log(self) -> Iterator[LogEntry]:
         """The log entries behind the state, in order."""

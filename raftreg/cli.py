@@ -22,6 +22,7 @@ from raftreg import (
     cli_id,
     cli_image,
     cli_leader,
+    cli_level,
     cli_observer,
     cli_peer,
     cli_recover,
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         module.add(commands)
     for module in (cli_observer, cli_verify, cli_digest):
         module.add(commands)
-    for module in (cli_image, cli_id, cli_block, cli_zone, cli_session, cli_change, cli_compact):
+    for module in (cli_image, cli_id, cli_block, cli_zone, cli_session, cli_change, cli_compact, cli_level):
         module.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
@@ -239,7 +240,9 @@ def _failed(answer: object) -> bool:
     return isinstance(answer, errors.RegistryError)
 
 
-_STATUS_COLUMNS = ("name", "role", "term", "index", "applied", "revision", "db size", "stale", "errors")
+_STATUS_COLUMNS = (
+    "name", "role", "term", "index", "applied", "revision", "db size", "stale", "last backup", "supports", "errors",
+)  # fmt: skip
 
 
 def _status_table(answers: dict[str, Any]) -> Table:
@@ -275,13 +278,28 @@ def _troubles(answers: dict[str, Any]) -> list[str]:
             lines.append(answer.message)
         else:
             lines += [f"{answer['name']}: {error}" for error in answer.get("errors", [])]
-    return lines
+    level = cli_level.of_leader(answers)
+    return lines if level is None else [*lines, *cli_level.outlook(level)]
+
+
+def _last_backup(backup: dict[str, Any] | None) -> str:
+    """Age of the last one that a peer has made by its schedule; empty without a schedule."""
+    if backup is None:
+        return ""
+    return "none yet" if backup["last"] is None else f"{backup['last']['age_s'] / 3600:.1f} h ago"
+
+
+def _supports(status: dict[str, Any]) -> int | None:
+    """The highest feature level that a peer says it supports."""
+    own = (member["level"] for member in status["level"]["members"] if member["name"] == status["name"])
+    return next(own, None)
 
 
 def _title(answers: dict[str, Any]) -> str:
     for answer in answers.values():
         if not _failed(answer):
-            return f"cluster {answer['cluster_id']}, epoch {answer['epoch']}, leader {answer['leader'] or 'unknown'}"
+            leader, level = answer["leader"] or "unknown", answer["level"]["in_force"]
+            return f"cluster {answer['cluster_id']}, epoch {answer['epoch']}, leader {leader}, feature level {level}"
     return "no peer answers"
 
 
@@ -297,6 +315,8 @@ def _status_row(status: dict[str, Any]) -> list[str]:
         str(status["revision"]),
         f"{status['db']['used_bytes'] / config.MIB:.1f} MiB",
         "unknown" if staleness is None else f"{staleness:.2f} s",
+        _last_backup(status["backup"]),
+        str(_supports(status)),
         str(len(status.get("errors", []))),
     ]
 

@@ -17,6 +17,7 @@ from raftreg.changefeed import Feed
 from raftreg.compaction import ChangeCompactor
 from raftreg.config import PeerConfig
 from raftreg.leases import LeaseKeeper
+from raftreg.levels import Levels, admit
 from raftreg.metrics import PeerMetrics
 from raftreg.peer import Peer
 from raftreg.state_checks import STATE_CHECKS
@@ -62,18 +63,20 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         on_commit=metrics.fsync_s.observe,
         after_turn=after_turn,
         checks=STATE_CHECKS,
+        admit=admit,
     )
     identity = peer.store.identity
     feed = Feed(peer.reads, epoch=identity.epoch, limits=config.limits)
     leases = LeaseKeeper(peer.proposer, peer.reads, peer_name=config.name, lease_s=config.limits.zone_lease_s)
+    levels = Levels(peer, leases)
     compactor = ChangeCompactor(peer, queries.revision, queries.compaction_floor)
     backups = _backups(config, identity.cluster_id, peer, metrics)
-    metrics.before_render.append(lambda: _fill(metrics, peer, backups))
+    metrics.before_render.append(lambda: _fill(metrics, peer, backups, levels))
     app = api.build_app(
         proposer=peer.proposer,
         reads=peer.reads,
         leadership=peer.leadership,
-        status=lambda: _status(peer, backups),
+        status=lambda: _status(peer, backups, levels),
         cluster_id=identity.cluster_id,
         epoch=identity.epoch,
         peer_name=config.name,
@@ -82,6 +85,7 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         feed=feed,
         leases=leases,
         integrity=peer.integrity,
+        levels=levels,
         forward_tls=certificates.api_client_context(config.tls, observers=False) if config.api_tls else None,
     )
     await peer.start()
@@ -111,16 +115,18 @@ def _backups(config: PeerConfig, cluster_id: str, peer: Peer, metrics: PeerMetri
     return BackupKeeper(config, cluster_id, applied=lambda: peer.raft.applied, failed=metrics.backups.failed)
 
 
-def _status(peer: Peer, backups: BackupKeeper | None) -> dict[str, Any]:
+def _status(peer: Peer, backups: BackupKeeper | None, levels: Levels) -> dict[str, Any]:
     status = peer.status()
+    if (unfinished := levels.trouble()) is not None:
+        status["errors"].append(unfinished)
     if backups is not None:
         status["errors"] += backups.errors()
-    return {**status, "backup": None if backups is None else backups.status()}
+    return {**status, "level": levels.status(), "backup": None if backups is None else backups.status()}
 
 
-def _fill(metrics: PeerMetrics, peer: Peer, backups: BackupKeeper | None) -> None:
+def _fill(metrics: PeerMetrics, peer: Peer, backups: BackupKeeper | None, levels: Levels) -> None:
     """The gauges that only consensus and schedule know."""
-    status = _status(peer, backups)
+    status = _status(peer, backups, levels)
     metrics.term.set(status["term"])
     metrics.commit_index.set(status["commit"])
     metrics.proposals_pending.set(status["proposals_pending"])

@@ -189,6 +189,14 @@ def state_chunk(view: View, after_number: int, limit: int) -> list[Row]:
     return images
 
 
+# -- the state as a whole -----------------------------------------------------------------------------------------
+
+
+def level(view: View) -> int:
+    """The feature level in force."""
+    return read_head(view).level
+
+
 # -- changes ------------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ import lmdb
 import msgpack
 
 from raftreg.records import DamagedRecord, LogEntry, log_entry, log_key, log_record, seal, unseal
-from raftreg.tables import RowWatch, View
+from raftreg.tables import DamagedHead, RowWatch, UnknownLevel, View, read_head
 
 __all__ = ["Identity", "LogEntry", "StateReader", "Store", "StoreError", "initialise", "store_path"]
 
@@ -271,6 +271,15 @@ class Store:
         self._garbage_generations: list[int] = self._get_packed(_GARBAGE, [])
         self._page_size = int(self.txn.stat(self._meta)["psize"])
         self._check_generation()
+        self._check_level()
+
+    def _check_level(self) -> None:
+        try:
+            read_head(self.view())
+        except UnknownLevel as unknown:
+            raise StoreError(f"{self.path} is of another release: {unknown}") from None
+        except DamagedHead:
+            pass  # for `check_log` to say, or whoever reads the state
 
     def _open_db(self, name: bytes) -> Any:
         # Always with the open transaction: without one, py-lmdb would wait for the writer lock that we hold.

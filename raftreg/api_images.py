@@ -49,7 +49,7 @@ _BATCH_OPS = ("create_image", "update_image", "delete_image", "allocate_ids")
 _WRITERS = ("operator", "client", "gateway")
 _FILTERS = ("owner", "visibility", "name", "status", "home_zone", "data_zone", "member", "member_status")
 _TAGS_FILTERED_MAX = 16
-_LIST_PARAMETERS = {*_FILTERS, "tag", "sort", "limit", "marker", "consistency", "max_staleness"}
+_LIST_PARAMETERS = {*_FILTERS, "tag", "lost", "sort", "limit", "marker", "consistency", "max_staleness"}
 
 
 class Images:
@@ -144,11 +144,12 @@ class Images:
         tags = query.getall("tag", [])
         if len(tags) > _TAGS_FILTERED_MAX:
             raise errors.BadRequest(f"{len(tags)} tags; at most {_TAGS_FILTERED_MAX} can be asked for at once")
+        lost = flag_parameter(query, "lost")
         view = await self._context.view(request)
 
         def read(marker: int | None, count: int) -> tuple[list[Document], int | None]:
             return queries.list_images(
-                view, **filters, tags=tags, sort=sort, descending=descending, marker=marker, limit=count
+                view, **filters, tags=tags, lost=lost, sort=sort, descending=descending, marker=marker, limit=count
             )
 
         as_msgpack = wants_msgpack(request)

@@ -17,6 +17,7 @@ from raftreg.cli_connection import (
     print_json,
     print_rows,
 )
+from raftreg.cli_progress import bar
 
 _EXAMPLES = """\
   raftreg level show
@@ -64,7 +65,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _raise(arguments: argparse.Namespace) -> int:
-    level = ask(arguments, lambda client: client.raise_level(arguments.to))
+    with bar("raising the feature level"):
+        level = ask(arguments, lambda client: client.raise_level(arguments.to))
     if arguments.json:
         print_json({"level": level})
     else:

@@ -20,7 +20,7 @@ import contextlib
 import random
 import ssl as tls
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -138,10 +138,7 @@ class Client(Requests):
         self, *, consistency: str = "linearizable", max_staleness: float | None = None
     ) -> dict[str, Document]:
         """The registered zones by name."""
-        params = {"consistency": consistency, "max_staleness": max_staleness}
-        answer = await self.request("GET", "zones", params=params)
-        zones: dict[str, Document] = answer["zones"]
-        return zones
+        return await self._all("zones", {"consistency": consistency, "max_staleness": max_staleness})
 
     async def zone(self, zone: str) -> Document:
         """One registered zone. Raises NotFound."""
@@ -205,9 +202,18 @@ class Client(Requests):
 
     async def sessions(self) -> dict[str, Document]:
         """All remembered sessions by UUID, fenced ones included. For operators."""
-        answer = await self.request("GET", "sessions")
-        sessions: dict[str, Document] = answer["sessions"]
-        return sessions
+        return await self._all("sessions", {})
+
+    async def _all(self, name: str, params: Document) -> dict[str, Document]:
+        """The rows of all pages."""
+        found: dict[str, Document] = {}
+        after: str | None = None
+        while True:
+            page = await self.request("GET", name, params={**params, "after": after})
+            found |= page[name]
+            after = page["next"]
+            if after is None:
+                return found
 
     async def session(self, session: str) -> Document:
         """One session. Raises NotFound. For operators."""
@@ -276,11 +282,21 @@ class Client(Requests):
         answers = await asyncio.gather(*(ask(endpoint) for endpoint in self.endpoints))
         return {endpoint.url: answer for endpoint, answer in zip(self.endpoints, answers, strict=True)}
 
-    async def compact(self, *, floor: int | None = None, age_s: int | None = None) -> int:
-        """Forget changes below revision `floor`, or older than `age_s`; the compaction floor reached. For operators."""
+    async def compact(
+        self,
+        *,
+        floor: int | None = None,
+        age_s: int | None = None,
+        progress: Callable[[int, int], None] = lambda _floor, _most: None,
+    ) -> int:
+        """Forget changes below revision `floor`, or older than `age_s`; the compaction floor reached. For operators.
+
+        `progress` is told the floor so far, and the highest that it can become.
+        """
         while True:
             # The registry works through it for as long as one request may last; repeating it goes on from there.
             ok = await self.request("POST", "compact", body={"floor": floor, "age_s": age_s}, safe=True)
+            progress(ok["floor"], floor or ok["revision"])
             if not ok["more"]:
                 return int(ok["floor"])
 

@@ -38,6 +38,7 @@ from raftreg.tables import (
     u64,
     unpack,
     uuid_key,
+    zone_key,
 )
 
 Filter = tuple[str, str]
@@ -92,6 +93,7 @@ def list_images(
     member: str | None = None,
     member_status: str | None = None,
     tags: Sequence[str] = (),
+    lost: bool = False,
     sort: str = "created_at",
     descending: bool = False,
     marker: int | None = None,
@@ -100,7 +102,8 @@ def list_images(
     """A page of images behind `marker`, and the marker to go on from, or None at the end.
 
     `data_zone` is a zone that holds the data, `member` a project that the image is shared with (with `member_status`:
-    in that state), `tags` are those that it must all have.
+    in that state), `tags` are those that it must all have. `lost` leaves out all but images that ought to have data, of
+    which no live zone holds any.
 
     The page may be short, even empty, before the end: one call looks at LIST_SCAN_ROWS_MAX rows at most. Images of
     one sort value are ordered by number. A marker may name an image that was deleted meanwhile. Raises BadRequest.
@@ -116,14 +119,39 @@ def list_images(
     if limit <= 0:
         return page, None
     number = 0
+    reach = _Reach(view)
     for scanned, (key, _) in enumerate(view.scan(start, end, reverse=descending)):
         if len(page) == limit or scanned == LIST_SCAN_ROWS_MAX:
             return page, number
         number = number_of_index_key(key)
         image = _image(view, number)
-        if all(value in scope_values(image, name) for name, value in others):
+        fits = all(value in scope_values(image, name) for name, value in others)
+        if fits and not (lost and reach.has_data(image)):
             page.append(image)
     return page, None
+
+
+class _Reach:
+    """Which zones are live, looked up once each."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._live: dict[str | None, bool] = {None: True}
+
+    def has_data(self, image: Row) -> bool:
+        """Whether an image's data are where somebody can get them, or none are due yet. What lies in no zone is in a
+        store of its own, which no gateway needs to serve."""
+        if image["status"] not in ("active", "deactivated"):
+            return True
+        return any(
+            location["status"] == "active" and self._is_live(location["zone"]) for location in image["locations"]
+        )
+
+    def _is_live(self, zone: str | None) -> bool:
+        if zone not in self._live:
+            row = get_zone(self._view, str(zone))
+            self._live[zone] = row is not None and row["live"]
+        return self._live[zone]
 
 
 def _image(view: View, number: int) -> Row:
@@ -252,14 +280,25 @@ def zones(view: View) -> dict[str, Row]:
     return {row["zone"]: row for row in _rows(view, ZONES)}
 
 
+def get_zone(view: View, zone: str) -> Row | None:
+    """One zone."""
+    value = view.get(zone_key(zone))
+    return None if value is None else unpack(value)
+
+
+def list_zones(view: View, after: str | None, limit: int) -> tuple[list[Row], str | None]:
+    """A page of zones by name, and the name to give as `after`, or None at the end."""
+    return _page(view, ZONES, None if after is None else zone_key(after), limit, "zone")
+
+
 def gateways(view: View) -> dict[str, Row]:
     """All gateways by name: {"gateway", "zone", "session", "token", "sessions"}; `session` is the one in force."""
     return {row["gateway"]: row for row in _rows(view, GATEWAYS)}
 
 
-def sessions(view: View) -> dict[str, Row]:
-    """All remembered sessions by UUID, fenced ones included."""
-    return {row["session"]: row for row in _rows(view, SESSIONS)}
+def list_sessions(view: View, after: str | None, limit: int) -> tuple[list[Row], str | None]:
+    """A page of remembered sessions by UUID, fenced ones included, and where to go on, or None at the end."""
+    return _page(view, SESSIONS, None if after is None else session_key(after), limit, "session")
 
 
 def get_session(view: View, session: str) -> Row | None:
@@ -290,6 +329,16 @@ def _rows(view: View, prefix: bytes) -> list[Row]:
     return [unpack(value) for _, value in view.scan(prefix, prefix_end(prefix))]
 
 
+def _page(view: View, prefix: bytes, after: bytes | None, limit: int, name: str) -> tuple[list[Row], str | None]:
+    """At most `limit` (1 or more) rows of a table behind the key `after`, and the last one's name where more follow."""
+    page: list[Row] = []
+    for _, value in view.scan(prefix if after is None else after + b"\x00", prefix_end(prefix)):
+        if len(page) == limit:
+            return page, str(page[-1][name])
+        page.append(unpack(value))
+    return page, None
+
+
 # -- projects -----------------------------------------------------------------------------------------------------
 
 
@@ -302,15 +351,7 @@ def get_project(view: View, project: str) -> Row:
 
 def list_projects(view: View, after: str | None, limit: int) -> tuple[list[Row], str | None]:
     """A page of projects that own images or have a quota, in the order of their keys, and where to go on."""
-    start = PROJECTS if after is None else project_key(after) + b"\x00"
-    page: list[Row] = []
-    if limit <= 0:
-        return page, None
-    for _, value in view.scan(start, prefix_end(PROJECTS)):
-        if len(page) == limit:
-            return page, str(page[-1]["project"])
-        page.append(unpack(value))
-    return page, None
+    return _page(view, PROJECTS, None if after is None else project_key(after), limit, "project")
 
 
 # -- counts -------------------------------------------------------------------------------------------------------

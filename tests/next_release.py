@@ -33,7 +33,7 @@ def mark_image(ctx: Context, command: Command) -> Ok:
 
 def mark_all(ctx: Context, position: bytes) -> bytes | None:
     """The migration: images in the order of their numbers, a few per step."""
-    rows = []
+    rows: list[tuple[bytes, bytes]] = []
     for row in ctx.view.scan(position or IMAGES, prefix_end(IMAGES)):
         if len(rows) == ROWS_PER_STEP:
             break

@@ -280,3 +280,72 @@ def walk_blocks(life: Life, gateway: str | None, limit: int) -> list[int]:
         assert len(page) <= limit
         found += [block["first"] for block in page]
     return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 50])
+def test_the_pages_of_zones_and_sessions_hold_every_one_once_in_order(tmp_path: Path, size: int) -> None:
+    with a_state(tmp_path) as view:
+        life = Life(view, validate=False)
+        for number in range(5):
+            Gateway(life, f"gw{number}", f"zone-{number}", f"s{number}").open()
+        zones = [f"zone-{number}" for number in range(5)]
+        sessions = sorted(uuid_of(f"s{number}") for number in range(5))
+        for read, name, wanted in ((queries.list_zones, "zone", zones), (queries.list_sessions, "session", sessions)):
+            found: list[str] = []
+            after: str | None = None
+            while True:
+                page, after = read(view, after, size)
+                assert len(page) <= size
+                found += [row[name] for row in page]
+                if after is None:
+                    break
+            assert found == wanted
+        assert queries.get_zone(view, "zone-3") == queries.zones(view)["zone-3"]
+        assert queries.get_zone(view, "zone-9") is None
+        assert queries.list_zones(view, "zone-2x", 1)[0][0]["zone"] == "zone-3", "a name that is not there"
+
+
+def test_an_image_is_lost_while_no_live_zone_holds_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "LIST_SCAN_ROWS_MAX", 3)
+    with a_state(tmp_path) as view:
+        life = Life(view)
+
+        def live(zone: str, is_live: bool) -> None:
+            life.ok({"op": "register_zone", "zone": zone})
+            life.ok({"op": "set_zone_lease", "zone": zone, "live": is_live})
+
+        def lost() -> list[str]:
+            names: list[str] = []
+            marker: int | None = None
+            while True:
+                page, marker = queries.list_images(view, lost=True, owner="demo", marker=marker, limit=2)
+                names += [image["name"] for image in page]
+                if marker is None:
+                    return names
+
+        def held(alias: str, *places: Document, **more: Any) -> None:
+            life.ok(create(alias, status="active", locations=list(places), owner="demo", **more))
+
+        live("fra", True)
+        live("ber", False)
+        life.ok(create("without data yet", owner="demo"))
+        held("in a live zone", location("a", "fra"))
+        held("in a zone that is away", location("b", "ber"))
+        held("in both", location("c", "ber"), location("d", "fra"))
+        held("only to come in the live one", location("e", "ber"), {**location("f", "fra"), "status": "pending"})
+        held("in a store of no zone", {**location("g"), "zone": None})
+        held("in a zone that nobody knows", location("h", "nowhere"))
+        held("given up", location("i", "fra"))
+        given_up = queries.counts(view)["images"]
+        life.ok(update(given_up, set={"status": "deactivated"}, actor={"admin": True}))
+        life.ok(update(given_up, remove_locations=["i"]))
+        held("deactivated", location("k", "ber"))
+        life.ok(update(given_up + 1, set={"status": "deactivated"}, actor={"admin": True}))
+        life.ok(create("another project's", status="active", locations=[location("l", "ber")], owner="other"))
+        away = ["in a zone that is away", "only to come in the live one", "in a zone that nobody knows", "given up",
+                "deactivated"]  # fmt: skip
+        assert lost() == away
+        live("ber", True)
+        assert lost() == ["in a zone that nobody knows", "given up"]
+        live("fra", False)
+        assert lost() == ["in a live zone", "in a zone that nobody knows", "given up"]

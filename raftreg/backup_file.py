@@ -18,6 +18,7 @@ speed, lzma a quarter at a seventh; and while it is compressed, a read transacti
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
 import zlib
@@ -171,7 +172,9 @@ def _read_label(path: Path, file: BinaryIO) -> tuple[Label, int]:
     if zlib.crc32(packed + footer[: _FOOTER_FACTS.size]) != crc:
         raise BackupError(f"{path} is damaged: the checksum of label and footer does not match; take another backup")
     fields: dict[str, Any] = msgpack.unpackb(packed)
-    return Label(**{**fields, "voters": tuple(fields["voters"])}), offset
+    # A later release may say more in the same format.
+    known = {field.name: fields[field.name] for field in dataclasses.fields(Label)}
+    return Label(**{**known, "voters": tuple(known["voters"])}), offset
 
 
 def _check_magic(path: Path, magic: bytes, where: str) -> None:

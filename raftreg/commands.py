@@ -492,7 +492,7 @@ _OPS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
     ),
     "begin_epoch": ({"epoch": _integer(2), "id_floor": _or_null(_integer(1))}, ("epoch",)),
     "raise_level": ({"level": _integer(2)}, ("level",)),
-    "atomic": ({"operations": _operations(tables.FEATURE_LEVEL)}, ("operations",)),
+    "atomic": ({}, ("operations",)),  # its operations are checked at a level, see `_checks`
 }  # fmt: skip
 
 NEWER: Mapping[str, int] = {}
@@ -515,7 +515,7 @@ def _checks(level: int) -> Mapping[str, tuple[Mapping[str, Check], tuple[str, ..
             fields = {name: check for name, check in own.items() if NEWER.get(f"{op}.{name}", 1) <= level}
             known[op] = ({**_COMMON, **fields}, required)
     atomic, required = known["atomic"]
-    return {**known, "atomic": ({**atomic, "operations": _operations(level)}, required)}
+    return known | {"atomic": ({**atomic, "operations": _operations(level)}, required)}
 
 
 def level_of(command: Command) -> int:

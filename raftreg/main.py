@@ -71,12 +71,12 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
     levels = Levels(peer, leases)
     compactor = ChangeCompactor(peer, queries.revision, queries.compaction_floor)
     backups = _backups(config, identity.cluster_id, peer, metrics)
-    metrics.before_render.append(lambda: _fill(metrics, peer, backups, levels))
+    metrics.before_render.append(lambda: _fill(metrics, peer, backups))
     app = api.build_app(
         proposer=peer.proposer,
         reads=peer.reads,
         leadership=peer.leadership,
-        status=lambda: _status(peer, backups, levels),
+        status=lambda: _with_levels(_status(peer, backups), levels),
         cluster_id=identity.cluster_id,
         epoch=identity.epoch,
         peer_name=config.name,
@@ -115,18 +115,22 @@ def _backups(config: PeerConfig, cluster_id: str, peer: Peer, metrics: PeerMetri
     return BackupKeeper(config, cluster_id, applied=lambda: peer.raft.applied, failed=metrics.backups.failed)
 
 
-def _status(peer: Peer, backups: BackupKeeper | None, levels: Levels) -> dict[str, Any]:
+def _with_levels(status: dict[str, Any], levels: Levels) -> dict[str, Any]:
+    unfinished = levels.trouble()
+    errors = status["errors"] if unfinished is None else [*status["errors"], unfinished]
+    return {**status, "errors": errors, "level": levels.status()}
+
+
+def _status(peer: Peer, backups: BackupKeeper | None) -> dict[str, Any]:
     status = peer.status()
-    if (unfinished := levels.trouble()) is not None:
-        status["errors"].append(unfinished)
     if backups is not None:
         status["errors"] += backups.errors()
-    return {**status, "level": levels.status(), "backup": None if backups is None else backups.status()}
+    return {**status, "backup": None if backups is None else backups.status()}
 
 
-def _fill(metrics: PeerMetrics, peer: Peer, backups: BackupKeeper | None, levels: Levels) -> None:
+def _fill(metrics: PeerMetrics, peer: Peer, backups: BackupKeeper | None) -> None:
     """The gauges that only consensus and schedule know."""
-    status = _status(peer, backups, levels)
+    status = _status(peer, backups)
     metrics.term.set(status["term"])
     metrics.commit_index.set(status["commit"])
     metrics.proposals_pending.set(status["proposals_pending"])

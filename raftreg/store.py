@@ -13,6 +13,7 @@ they say must fit together: a peer never serves from a disk that contradicts its
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 import shutil
@@ -157,8 +158,10 @@ def _identity_from_row(row: bytes, path: Path) -> Identity:
             f"{path} was written by a newer release (format {fields['format']}, this release reads up to {FORMAT}); "
             "start that release, or a newer one, on it."
         )
+    # A later release may say more in the same format, and this one may be started on its store again.
+    known = {field.name: fields[field.name] for field in dataclasses.fields(Identity) if field.name in fields}
     lists = {name: tuple(fields.get(name, ())) for name in ("peers", "previous_peers")}
-    return Identity(**{**fields, **lists})
+    return Identity(**{**known, **lists})
 
 
 def sync_directory(path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raftreg import backup, commands, errors, levels, queries, state_machine, tables
+from raftreg import backup, backup_file, commands, errors, levels, queries, state_machine, tables
+from raftreg import store as store_module
 from raftreg.config import Limits
 from raftreg.journal import Journal
 from raftreg.snapshot_file import read_chunk, write_snapshot
@@ -17,9 +19,12 @@ from raftreg.snapshots import Snapshots
 from raftreg.store import Store, StoreError, initialise
 from raftreg.tables import MIGRATION, UnknownLevel, pack
 from tests.cluster.test_peers_over_tls import Group, hello, say
+from tests.gateway.running import running
+from tests.gateway.running import until as gateway_until
 from tests.next_release import LEVEL, pretend
 from tests.registry import Registry, registry, until
 from tests.state_life import Gateway, Life, a_state, create
+from zonegw import uplink
 
 RAISE = {"op": "raise_level", "level": LEVEL}
 IMAGES = 5
@@ -163,6 +168,24 @@ def test_before_the_level_rises_the_release_before_reads_what_the_next_one_wrote
         digest = state_machine.digest(store.view())
     assert state_machine.digest(store.view()) == digest
     store.close()
+
+
+def test_what_the_next_release_says_beyond_this_one_s_fields_is_passed_over(tmp_path: Path) -> None:
+    limits = Limits(map_size_bytes=1 << 26, disk_reserve_bytes=0)
+    written_by_the_next_release(tmp_path / "a", level=1)
+    with next_release(), pytest.MonkeyPatch.context() as patch:
+        told = asdict
+        patch.setattr(store_module, "asdict", lambda identity: {**told(identity), "later": 1})
+        store = opened(tmp_path / "a")
+        store.put_identity(store.identity)
+        store.commit()
+        store.close()
+        patch.setattr(backup_file, "vars", lambda label: {**label.__dict__, "later": 1}, raising=False)
+        backup.create_at(tmp_path / "a", "a", limits, tmp_path / "backup")
+    store = opened(tmp_path / "a")
+    assert store.identity.peer == "a"
+    store.close()
+    assert backup.verify(tmp_path / "backup")[0].peer == "a"
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -352,3 +375,30 @@ async def test_a_live_gateway_holds_the_level_back_and_a_later_one_is_refused(tm
             with pytest.raises(errors.GatewayTooOld, match="ams-1 supports feature level 1, the registry has level 2"):
                 await gateway.heartbeat("ams", "ams-1")
             assert (await gateway.heartbeat("ams", "ams-1", level=LEVEL))["level"] == LEVEL
+
+
+async def test_a_zone_whose_gateway_was_not_upgraded_keeps_its_writes_and_says_why(tmp_path: Path) -> None:
+    """It came too late to hold the level back; upgraded, it drains what it had acknowledged meanwhile."""
+    with next_release():
+        async with registry(tmp_path, "a") as cluster, cluster.client() as client:
+            async with running(tmp_path / "zone", registry=cluster) as zone:
+                await zone.create(name="before")
+                await zone.drained()
+                with pytest.raises(errors.LevelHeldBack, match=r"gateway fra-1 \(supports 1\)"):
+                    await client.raise_level()
+            with pytest.MonkeyPatch.context() as upgraded:
+                upgraded.setattr(uplink, "FEATURE_LEVEL", LEVEL)
+                async with running(tmp_path / "zone", registry=cluster) as zone:
+                    await zone.drained()
+                    assert await client.raise_level() == LEVEL
+            async with running(tmp_path / "zone", registry=cluster) as zone:
+                link = zone.gateway.uplink
+                await gateway_until(lambda: "gateway_too_old" in link.away_reason(), "a refusal")
+                assert not link.up
+                await zone.create(name="meanwhile")
+            with pytest.MonkeyPatch.context() as upgraded:
+                upgraded.setattr(uplink, "FEATURE_LEVEL", LEVEL)
+                async with running(tmp_path / "zone", registry=cluster) as zone:
+                    await zone.drained()
+            names = {image["name"] for image in (await client.list_images())["images"]}
+            assert names == {"before", "meanwhile"}

@@ -91,6 +91,7 @@ class ObserverLinks:
     def _drop(self, name: str) -> None:
         link = self._links.pop(name, None)
         if link is not None:
+            del self._levels[name]
             link.abort()
             self._raft().link_down(name)
             self._poke()

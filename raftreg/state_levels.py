@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raftreg import tables
+from raftreg.commands import MIGRATION_ROWS_MAX
 from raftreg.state_context import Command, Context, Ok, Refused
 from raftreg.tables import MIGRATION, UnknownLevel, pack
 
-Migration = Callable[[Context, bytes], bytes | None]
-"""Changes at most MIGRATION_ROWS_MAX rows from a position on (empty at first); the position to go on from, or None."""
+Migration = Callable[[Context, bytes, int], bytes | None]
+"""Changes rows from a position on (empty at first), at most so many; the position to go on from, or None at the end."""
 
 MIGRATIONS: dict[int, Migration] = {}
 """By the level that the rows have afterwards; a level without one changes no rows that are there."""
@@ -37,7 +38,7 @@ def raise_level(ctx: Context, command: Command) -> Ok:
             f"release that supports feature level {wanted}"
         )
     migration = MIGRATIONS.get(wanted)
-    position = None if migration is None else migration(ctx, ctx.row(MIGRATION) or b"")
+    position = None if migration is None else migration(ctx, ctx.row(MIGRATION) or b"", MIGRATION_ROWS_MAX)
     if position is not None:
         head.raising = 1
         ctx.put(MIGRATION, pack(position))

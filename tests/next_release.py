@@ -31,16 +31,16 @@ def mark_image(ctx: Context, command: Command) -> Ok:
     return {"mark": image["mark"]}
 
 
-def mark_all(ctx: Context, position: bytes) -> bytes | None:
-    """The migration: images in the order of their numbers, a few per step."""
+def mark_all(ctx: Context, position: bytes, rows_max: int) -> bytes | None:
+    """The migration: images in the order of their numbers."""
     rows: list[tuple[bytes, bytes]] = []
     for row in ctx.view.scan(position or IMAGES, prefix_end(IMAGES)):
-        if len(rows) == ROWS_PER_STEP:
+        if len(rows) == rows_max:
             break
         rows.append(row)
     for key, value in rows:
         ctx.replace(key, value, pack({**unpack(value), "mark": 0}))
-    return rows[-1][0] + b"\x00" if len(rows) == ROWS_PER_STEP else None
+    return rows[-1][0] + b"\x00" if len(rows) == rows_max else None
 
 
 def pretend(patch: pytest.MonkeyPatch) -> None:
@@ -58,6 +58,7 @@ def pretend(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "OPS", frozenset(known))
     patch.setattr(state_machine, "_OPS", {**state_machine._OPS, "mark_image": mark_image})
     patch.setattr(state_levels, "MIGRATIONS", {LEVEL: mark_all})
+    patch.setattr(state_levels, "MIGRATION_ROWS_MAX", ROWS_PER_STEP)
 
 
 if __name__ == "__main__":

@@ -356,6 +356,28 @@ async def _all_linked(leader: Any) -> bool:
     return set(leader.links.levels()) == set(leader.raft.others)
 
 
+async def test_a_migration_that_was_interrupted_goes_on_whoever_is_away_by_then(tmp_path: Path) -> None:
+    with next_release():
+        async with registry(tmp_path, "abc") as cluster, cluster.client() as client:
+            for number in range(IMAGES):
+                await client.create_image(attributes={"name": f"image {number}"})
+            leader = cluster.peers[await cluster.leader()]
+            (step,) = await leader.proposer.propose([RAISE])
+            assert step["ok"]["more"]
+            away = next(name for name in "abc" if name != leader.config.name)
+            await cluster.stop(away)
+            status = await client.status()
+            assert (status["level"]["in_force"], status["level"]["raising"]) == (1, True)
+            assert any("migration to feature level 2 is not complete" in error for error in status["errors"])
+            with pytest.raises(errors.BadRequest, match="feature level 2 was begun"):
+                await client.raise_level(1)
+            assert await client.raise_level() == LEVEL
+            assert marks(leader.store.view()) == [0] * IMAGES
+            assert not any("migration" in error for error in (await client.status())["errors"])
+            await cluster.start(away)
+            assert len(await digests(cluster)) == 1
+
+
 async def test_a_live_gateway_holds_the_level_back_and_a_later_one_is_refused(tmp_path: Path) -> None:
     with next_release():
         async with registry(tmp_path, "a") as cluster, cluster.client("ams-1") as gateway, cluster.client() as client:

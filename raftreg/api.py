@@ -21,6 +21,7 @@ from raftreg.api_forward import Forwarder
 from raftreg.api_images import Images
 from raftreg.api_integrity import Integrity, Soundness
 from raftreg.api_leader import Leader
+from raftreg.api_level import Level, Raising
 from raftreg.api_openapi import OpenApi
 from raftreg.api_projects import Projects
 from raftreg.api_zones import Zones
@@ -55,6 +56,7 @@ def build_app(
     feed: Feed,
     leases: LeaseKeeper,
     integrity: Soundness,
+    levels: Raising,
     forward_tls: ssl.SSLContext | None = None,
 ) -> web.Application:
     """The application of one peer; its services are at `app[CONTEXT]`. `forward_tls`, from
@@ -70,7 +72,7 @@ def build_app(
     peer = _Peer(context)
     for handlers in (
         Images(context), Projects(context), Zones(context), Changes(context), Leader(context),
-        Integrity(context, integrity), OpenApi(context), peer,
+        Level(context, levels), Integrity(context, integrity), OpenApi(context), peer,
     ):  # fmt: skip
         app.add_routes(handlers.routes())
     metrics.before_render.append(lambda: _fill(context))

@@ -240,6 +240,12 @@ class Context:
         await self.reads.barrier(consistency, staleness)
         return self.reads.view()
 
+    def page_rows(self, request: web.Request) -> int:
+        """How many rows a page may have at most, at least 1."""
+        limit = number_parameter(request.query, "limit")
+        wanted = self.limits.page_rows_default if limit is None else limit
+        return max(1, min(wanted, self.limits.page_rows_max))
+
     # -- answers --------------------------------------------------------------------------------------------------
 
     def headers(self) -> dict[str, str]:

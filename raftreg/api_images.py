@@ -51,7 +51,7 @@ _BATCH = {"operations": list, "atomic": bool}
 _BATCH_OPS = ("create_image", "update_image", "delete_image", "allocate_ids")
 _WRITERS = ("operator", "client", "gateway")
 _NUMBERS_FILTERED = ("size", "min_disk", "min_ram", *(f"{name}_{end}" for name in BETWEEN for end in ("min", "max")))
-_FLAGS_FILTERED = ("protected", "os_hidden")
+_FLAGS_FILTERED = ("protected", "os_hidden", "lost")
 _TEXTS_FILTERED = tuple(name for name in EQUAL if name not in (*_NUMBERS_FILTERED, *_FLAGS_FILTERED, "tag"))
 _TAGS_FILTERED_MAX = _PROPERTIES_FILTERED_MAX = 16
 _LIST_PARAMETERS = {

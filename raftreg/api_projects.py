@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from raftreg import errors, queries, wire
-from raftreg.api_context import Context, number_parameter, take
+from raftreg.api_context import Context, take
 
 _QUOTA = {"images_max": int, "bytes_max": int}
 _NAME_CHARS_MAX = 255
@@ -27,9 +27,7 @@ class Projects:
 
     async def list(self, request: web.Request) -> web.Response:
         """{"projects": [project...], "next": name to give as `after`, or null at the end}"""
-        limits = self._context.limits
-        limit = number_parameter(request.query, "limit")
-        rows_max = min(limits.page_rows_default if limit is None else limit, limits.page_rows_max)
+        rows_max = self._context.page_rows(request)
         view = await self._context.view(request)
         projects, following = queries.list_projects(view, request.query.get("after"), rows_max)
         return self._context.answer(request, {"projects": projects, "next": following})

@@ -9,11 +9,12 @@ from aiohttp import web
 
 from raftreg import errors, queries, wire
 from raftreg.api_context import Caller, Context, Document, Kinds, number_parameter, take
+from raftreg.commands import IDENTIFIER_CHARS_MAX
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _ZONE = {"endpoint": str, "capabilities": dict}
 _GATEWAY = {"endpoint": str}
-_HEARTBEAT = {"gateway": str}
+_HEARTBEAT = {"gateway": str, "level": int}
 _IDS = {"count": int}
 _BLOCK = {"gateway": str, "session": str, "size": int, "token": int}
 _SEAL = {"gateway": str, "session": str}
@@ -55,14 +56,19 @@ class Zones:
         ]
 
     async def list(self, request: web.Request) -> web.Response:
-        """{"zones": {name: zone}}"""
+        """{"zones": {name: zone}, "next": name to give as `after`, or null at the end}"""
+        rows_max, after = self._context.page_rows(request), request.query.get("after")
+        if after is not None and len(after) > IDENTIFIER_CHARS_MAX:
+            raise errors.BadRequest(f"after={after[:60]!r} must be the name of a zone")
         view = await self._context.view(request)
-        return self._context.answer(request, {"zones": queries.zones(view)})
+        zones, following = queries.list_zones(view, after, rows_max)
+        return self._context.answer(request, {"zones": {zone["zone"]: zone for zone in zones}, "next": following})
 
     async def show(self, request: web.Request) -> web.Response:
         """{"zone": zone}"""
         name = request.match_info["zone"]
-        zone = queries.zones(await self._context.view(request)).get(name)
+        view = await self._context.view(request)
+        zone = queries.get_zone(view, name) if len(name) <= IDENTIFIER_CHARS_MAX else None
         if zone is None:
             raise errors.NotFound(f"zone {name[:80]!r} is not registered", code="zone_not_found")
         return self._context.answer(request, {"zone": zone})
@@ -87,14 +93,14 @@ class Zones:
         return context.answer(request, await context.propose(request, caller, command))
 
     async def heartbeat(self, request: web.Request) -> web.Response:
-        """Renews the zone's lease in the leader's memory."""
+        """Renews the zone's lease in the leader's memory; `level` is the highest feature level the gateway supports."""
         context, zone = self._context, request.match_info["zone"]
         caller = context.caller(request)
         fields = take(await self._optional_body(request), _HEARTBEAT)
         gateway = fields.get("gateway", caller.subject.name)
         caller.require_gateway(gateway, zone)
         await context.leadership.known()
-        return context.answer(request, await context.leases.heartbeat(zone, gateway))
+        return context.answer(request, await context.leases.heartbeat(zone, gateway, fields.get("level", 1)))
 
     async def allocate(self, request: web.Request) -> web.Response:
         """{"first", "last"}: IDs that nobody else ever gets."""
@@ -113,14 +119,11 @@ class Zones:
 
         `gateway` leaves out the others', so that a page may be short although `next` says that there is more.
         """
-        context, limits = self._context, self._context.limits
+        context = self._context
         context.caller(request).require_role("operator", "peer")
-        limit, after = number_parameter(request.query, "limit"), number_parameter(request.query, "after")
-        rows_max = min(limits.page_rows_default if limit is None else limit, limits.page_rows_max)
+        rows_max, after = context.page_rows(request), number_parameter(request.query, "after")
         view = await context.view(request)
-        page, following = queries.blocks(
-            view, gateway=request.query.get("gateway"), after=after or 0, limit=max(1, rows_max)
-        )
+        page, following = queries.blocks(view, gateway=request.query.get("gateway"), after=after or 0, limit=rows_max)
         return context.answer(request, {"blocks": page, "next": following})
 
     async def grant(self, request: web.Request) -> web.Response:
@@ -141,10 +144,16 @@ class Zones:
         return context.answer(request, await context.propose(request, caller, {"op": op, **fields}), status)
 
     async def sessions(self, request: web.Request) -> web.Response:
-        """{"sessions": ...}, for operators: the session of every gateway."""
+        """{"sessions": {uuid: session}, "next": UUID to give as `after`, or null at the end}, for operators: all that
+        are remembered, fenced ones included."""
         self._context.caller(request).require_role("operator", "peer")
+        rows_max, after = self._context.page_rows(request), request.query.get("after")
+        if after is not None and not _UUID.fullmatch(after):
+            raise errors.BadRequest(f"after={after[:60]!r} must be the UUID of a session")
         view = await self._context.view(request)
-        return self._context.answer(request, {"sessions": queries.sessions(view)})
+        sessions, following = queries.list_sessions(view, after and after.lower(), rows_max)
+        found = {session["session"]: session for session in sessions}
+        return self._context.answer(request, {"sessions": found, "next": following})
 
     async def session(self, request: web.Request) -> web.Response:
         """{"session": session}, for operators: one session by its UUID."""

@@ -13,6 +13,7 @@ byte is under a checksum, and chunks and entries are counted, so that none can b
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
 import zlib
@@ -26,7 +27,7 @@ import msgpack
 from raftreg.config import MIB
 from raftreg.snapshot_file import Chunk, ChunkWriter, Content, Malformed, Row, read_chunk
 from raftreg.store import LogEntry, StoreError
-from raftreg.tables import DIGEST_MODULUS, DIGESTED, HEAD, decode_head, row_hash
+from raftreg.tables import DIGEST_MODULUS, DIGESTED, HEAD, DamagedHead, Head, UnknownLevel, decode_head, row_hash
 
 VERSION = 3
 _MAGIC_START = b"raftreg-backup\0"
@@ -135,7 +136,9 @@ def _read_label(path: Path, file: BinaryIO) -> tuple[Label, int]:
     if zlib.crc32(packed + footer[: _FOOTER_FACTS.size]) != crc:
         raise BackupError(f"{path} is damaged: the checksum of label and footer does not match; take another backup")
     fields: dict[str, Any] = msgpack.unpackb(packed)
-    return Label(**{**fields, "voters": tuple(fields["voters"])}), offset
+    # A later release may say more in the same format.
+    known = {field.name: fields[field.name] for field in dataclasses.fields(Label)}
+    return Label(**{**known, "voters": tuple(known["voters"])}), offset
 
 
 def _check_magic(path: Path, magic: bytes, where: str) -> None:
@@ -190,16 +193,26 @@ class Backup:
 
     def rows(self) -> Iterator[list[Row]]:
         """The rows in key order, chunk by chunk."""
-        rows_digest, head = 0, None
+        rows_digest = 0
+        head: Head | None = None
         while (rows := self._checked(lambda: self._content.take(self._next_chunk()))) is not None:
             rows_digest += sum(row_hash(key, value) for key, value in rows if key[0] in DIGESTED)
-            head = next((value for key, value in rows if key == HEAD), head)
+            head = next((self._head(value) for key, value in rows if key == HEAD), head)
             yield rows
-        if head is None or decode_head(head).rows_digest != rows_digest % DIGEST_MODULUS:
+        if head is None or head.rows_digest != rows_digest % DIGEST_MODULUS:
             raise BackupError(
                 f"{self._path}: the state's digest is not that of its rows: the peer it was taken from was damaged; "
                 "take another backup from another peer"
             )
+
+    def _head(self, row: bytes) -> Head:
+        """The first row of all: nothing is used of a state that this release does not read."""
+        try:
+            return decode_head(row)
+        except UnknownLevel as unknown:
+            raise BackupError(f"{self._path} is of another release: {unknown}") from None
+        except DamagedHead as damage:
+            raise self._damaged(f"the head of its state: {damage}") from None
 
     def log(self) -> Iterator[LogEntry]:
         """The log entries behind the state, in order."""

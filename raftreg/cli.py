@@ -22,8 +22,10 @@ from raftreg import (
     cli_id,
     cli_image,
     cli_leader,
+    cli_level,
     cli_observer,
     cli_peer,
+    cli_project,
     cli_recover,
     cli_restore,
     cli_session,
@@ -37,7 +39,6 @@ from raftreg import rejoin as rejoining
 from raftreg.cli_connection import (
     CURSOR_GONE,
     DONE,
-    EXIT_STATUSES,
     FAILED,
     OUTCOME_UNKNOWN,
     WRONG_USAGE,
@@ -47,6 +48,8 @@ from raftreg.cli_connection import (
     add_peer_config,
     ask,
     config_path,
+    explained,
+    moment,
     print_json,
 )
 from raftreg.cluster_init import InitError, Plan, PlannedPeer
@@ -54,8 +57,7 @@ from raftreg.config import ConfigError
 from raftreg.store import StoreError
 from raftreg.stored_peer import Configured
 
-_EXAMPLES = f"""\
-examples:
+_EXAMPLES = """\
   raftreg init /srv/registry                       a single peer on this machine
   raftreg serve /srv/registry
   raftreg init /srv/registry --peer a=10.0.0.1:9590,10.0.0.1:9591 --peer b=10.0.0.2:9590,10.0.0.2:9591 \\
@@ -68,8 +70,20 @@ examples:
   export RAFTREG_CONFIG=/srv/registry              instead of --config with every command
   raftreg image list --limit 20
   raftreg change tail --json
-
-{EXIT_STATUSES}"""
+"""
+_INIT_EXAMPLES = """\
+  raftreg init /srv/registry
+  raftreg init /srv/registry --peer a=10.0.0.1:9590,10.0.0.1:9591 --peer b=10.0.0.2:9590,10.0.0.2:9591 \\
+      --peer c=10.0.0.3:9590,10.0.0.3:9591 --observer ams=192.0.2.7:9591 --gateway ams-1=ams --client backup
+"""
+_SERVE_EXAMPLES = """\
+  raftreg serve /srv/registry/a
+  raftreg serve --observer /srv/registry/ams
+"""
+_REJOIN_EXAMPLES = """\
+  raftreg rejoin /srv/registry/a                   the disk is new and empty
+  raftreg rejoin --replace /srv/registry/a         what is on the disk is damaged or too old
+"""
 _ROLE_STYLES = {
     "leader": "bold green",
     "follower": "green",
@@ -113,23 +127,36 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="raftreg",
         description="One global image registry for OpenStack clouds.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **explained(_EXAMPLES),
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_init(commands)
     _add_serve(commands)
     _add_rejoin(commands)
-    status = commands.add_parser("status", help="show every peer: role, term, indexes, errors")
+    status = commands.add_parser(
+        "status",
+        help="show every peer: role, term, indexes, last backup, errors",
+        **explained("  raftreg status\n  raftreg status --config /srv/registry --json\n"),
+    )
     add_connection(status)
     status.set_defaults(run=_status)
     for module in (cli_peer, cli_backup, cli_restore, cli_recover, cli_leader):
         module.add(commands)
     for module in (cli_observer, cli_verify, cli_digest):
         module.add(commands)
-    for module in (cli_image, cli_id, cli_block, cli_zone, cli_session, cli_change, cli_compact):
+    for module in (
+        cli_image,
+        cli_id,
+        cli_block,
+        cli_project,
+        cli_zone,
+        cli_session,
+        cli_change,
+        cli_compact,
+        cli_level,
+    ):
         module.add(commands)
-    version = commands.add_parser("version", help="print the version")
+    version = commands.add_parser("version", help="print the version", **explained("  raftreg version\n"))
     version.set_defaults(run=_version)
     return parser
 
@@ -139,6 +166,7 @@ def _add_init(commands: Commands) -> None:
         "init",
         help="make a new cluster: authority, certificates, configurations, empty stores",
         description="Make a new cluster below DIR, once. Without --peer: a single peer on loopback.",
+        **explained(_INIT_EXAMPLES),
     )
     init.add_argument("directory", metavar="DIR", type=Path)
     init.add_argument("--peer", action="append", default=[], metavar="NAME=RAFT_HOST:PORT,API_HOST:PORT")
@@ -150,7 +178,7 @@ def _add_init(commands: Commands) -> None:
 
 
 def _add_serve(commands: Commands) -> None:
-    serve = commands.add_parser("serve", help="run one peer until SIGTERM")
+    serve = commands.add_parser("serve", help="run one peer until SIGTERM", **explained(_SERVE_EXAMPLES))
     add_peer_config(serve)
     serve.add_argument("--observer", action="store_true", help="it is the directory of an observer")
     serve.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -162,6 +190,7 @@ def _add_rejoin(commands: Commands) -> None:
         "rejoin",
         help="make an empty store for a peer whose disk was replaced; it catches up before it votes",
         description="Needs the other peers. Refused while the old store is there, unless --replace moves it aside.",
+        **explained(_REJOIN_EXAMPLES),
     )
     add_peer_config(rejoin)
     rejoin.add_argument("--replace", action="store_true", help="move the old store aside first")
@@ -239,7 +268,9 @@ def _failed(answer: object) -> bool:
     return isinstance(answer, errors.RegistryError)
 
 
-_STATUS_COLUMNS = ("name", "role", "term", "index", "applied", "revision", "db size", "stale", "errors")
+_STATUS_COLUMNS = (
+    "name", "role", "term", "index", "applied", "revision", "db size", "stale", "last backup", "supports", "errors",
+)  # fmt: skip
 
 
 def _status_table(answers: dict[str, Any]) -> Table:
@@ -275,13 +306,28 @@ def _troubles(answers: dict[str, Any]) -> list[str]:
             lines.append(answer.message)
         else:
             lines += [f"{answer['name']}: {error}" for error in answer.get("errors", [])]
-    return lines
+    level = cli_level.of_leader(answers)
+    return lines if level is None else [*lines, *cli_level.outlook(level)]
+
+
+def _last_backup(backup: dict[str, Any] | None) -> str:
+    """When a peer made the last one by its schedule; empty without a schedule."""
+    if backup is None:
+        return ""
+    return "none yet" if backup["last"] is None else moment(backup["last"]["created_us"])
+
+
+def _supports(status: dict[str, Any]) -> int | None:
+    """The highest feature level that a peer says it supports."""
+    own = (member["level"] for member in status["level"]["members"] if member["name"] == status["name"])
+    return next(own, None)
 
 
 def _title(answers: dict[str, Any]) -> str:
     for answer in answers.values():
         if not _failed(answer):
-            return f"cluster {answer['cluster_id']}, epoch {answer['epoch']}, leader {answer['leader'] or 'unknown'}"
+            leader, level = answer["leader"] or "unknown", answer["level"]["in_force"]
+            return f"cluster {answer['cluster_id']}, epoch {answer['epoch']}, leader {leader}, feature level {level}"
     return "no peer answers"
 
 
@@ -297,6 +343,8 @@ def _status_row(status: dict[str, Any]) -> list[str]:
         str(status["revision"]),
         f"{status['db']['used_bytes'] / config.MIB:.1f} MiB",
         "unknown" if staleness is None else f"{staleness:.2f} s",
+        _last_backup(status["backup"]),
+        str(_supports(status)),
         str(len(status.get("errors", []))),
     ]
 

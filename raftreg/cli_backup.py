@@ -9,14 +9,18 @@ from pathlib import Path
 
 from raftreg import backup, config
 from raftreg.backup import Label
-from raftreg.cli_connection import CONFIG_VARIABLE, DONE, Commands, config_path, print_json
+from raftreg.cli_connection import CONFIG_VARIABLE, DONE, Commands, add_noun, config_path, print_json
 from raftreg.cli_progress import bar
 
+_EXAMPLES = """\
+  raftreg backup create /backup/registry.backup --config /srv/registry/a
+  raftreg backup verify /backup/registry.backup
+"""
 _HOUR_S = 3600
 
 
 def add(commands: Commands) -> None:
-    verbs = commands.add_parser("backup", help="the state as one file").add_subparsers(metavar="VERB", required=True)
+    verbs = add_noun(commands, "backup", "the state as one file", _EXAMPLES)
     create = verbs.add_parser(
         "create",
         help="copy the state of a peer on this machine, which may be running",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 
-from raftreg.cli_connection import DONE, EXIT_STATUSES, Commands, add_connection, ask, count, print_json
+from raftreg.cli_connection import DONE, Commands, add_connection, ask, count, explained, print_json
+from raftreg.cli_progress import bar
 
 _EXAMPLES = """\
-examples:
   raftreg compact --age 7d
   raftreg compact --floor 1200000
-
 """
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _AGE = re.compile(r"(\d{1,9})([smhd]?)", re.ASCII)
@@ -23,8 +22,7 @@ def add(commands: Commands) -> None:
         help="forget old changes of the changefeed",
         description="The registry does this by itself, by number and age. Images stay as they are; whoever follows the "
         "changefeed and is further behind must read all images again.",
-        epilog=_EXAMPLES + EXIT_STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **explained(_EXAMPLES),
     )
     add_connection(compact)
     which = compact.add_mutually_exclusive_group(required=True)
@@ -41,7 +39,10 @@ def _age_s(text: str) -> int:
 
 
 def _compact(arguments: argparse.Namespace) -> int:
-    floor = ask(arguments, lambda client: client.compact(floor=arguments.floor, age_s=arguments.age))
+    with bar("forgetting changes") as progress:
+        floor = ask(
+            arguments, lambda client: client.compact(floor=arguments.floor, age_s=arguments.age, progress=progress)
+        )
     if arguments.json:
         print_json({"floor": floor})
     else:

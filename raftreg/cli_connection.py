@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
+import functools
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,16 +35,35 @@ class WrongUsage(Exception):
     """Options that make no sense together; the message says what to name."""
 
 
+class _Help(argparse.HelpFormatter):
+    """Wraps what is one line, and leaves what has been laid out already."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+def explained(examples: str) -> dict[str, Any]:
+    """Options of a parser whose help ends with examples, lines that a user can copy."""
+    return {"epilog": f"examples:\n{examples}\n{EXIT_STATUSES}", "formatter_class": _Help}
+
+
+class _Verb(argparse.ArgumentParser):
+    """The parser of a verb, whose help has the noun's examples of it."""
+
+    def __init__(self, *, examples: str, prog: str, **options: Any) -> None:
+        # An example may go on in lines that are indented further.
+        each = re.findall(r"^  \S.*\n(?:   .*\n)*", examples, re.MULTILINE)
+        own = "".join(example for example in each if example.strip().startswith(prog))
+        super().__init__(prog=prog, **{**explained(own), **options})
+
+
 def add_noun(commands: Commands, noun: str, help_text: str, examples: str) -> Commands:
-    """The parser of a noun; what it returns takes its verbs. `examples` are lines that a user can copy."""
-    parser = commands.add_parser(
-        noun,
-        help=help_text,
-        description=help_text[0].upper() + help_text[1:] + ".",
-        epilog=f"examples:\n{examples}\n{EXIT_STATUSES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """The parser of a noun; what it returns takes its verbs. `examples` has lines for each of them."""
+    description = help_text[0].upper() + help_text[1:] + "."
+    parser = commands.add_parser(noun, help=help_text, description=description, **explained(examples))
+    return parser.add_subparsers(
+        metavar="VERB", required=True, parser_class=functools.partial(_Verb, examples=examples)
     )
-    return parser.add_subparsers(metavar="VERB", required=True)
 
 
 def add_key(parser: argparse.ArgumentParser) -> None:

@@ -10,13 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from raftreg import errors
-from raftreg.cli_connection import DONE, EXIT_STATUSES, FAILED, Commands, add_connection, ask, print_json
+from raftreg.cli_connection import DONE, FAILED, Commands, add_connection, ask, explained, print_json
 
 _EXAMPLES = """\
-examples:
   raftreg digest
   raftreg digest --json | jq -r '.[] | [.name, .applied, .digest] | @tsv'
-
 """
 _COLUMNS = ("peer", "role", "term", "applied", "digest")
 
@@ -27,8 +25,7 @@ def add(commands: Commands) -> None:
         help="applied index and digest of every peer",
         description="Digests are comparable at equal index only; `raftreg verify` waits for one that all peers know. "
         "Exit status 1 when a peer does not answer.",
-        epilog=_EXAMPLES + EXIT_STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **explained(_EXAMPLES),
     )
     add_connection(digest)
     digest.set_defaults(run=_digest)

@@ -32,8 +32,10 @@ _EXAMPLES = """\
   raftreg image update 4711 --name cirros-0.6 --remove-property os_distro --tag stable --remove-tag test
   raftreg image update 4711 --unprotected
   raftreg image delete 0b1c2d3e-0000-4000-8000-00000000000a
+  raftreg image lost --owner demo
 """
 _COLUMNS = ("number", "uuid", "name", "status", "visibility", "owner", "home_zone", "size")
+_LOST_COLUMNS = ("number", "uuid", "name", "status", "owner", "size", "held_by")
 _TEXTS = ("name", "owner", "visibility", "disk_format", "container_format")
 _NUMBERS = ("min_disk", "min_ram")
 
@@ -46,6 +48,18 @@ def add(commands: Commands) -> None:
     _add_create(verbs)
     _add_update(verbs)
     _add_delete(verbs)
+    lost = _add_verb(
+        verbs,
+        "lost",
+        "images whose data nobody can get: no live zone holds any",
+        _lost,
+        "Images that are active or deactivated, without an active location in a live zone, oldest first. `held by` "
+        "names the zones that have the data and are away: with them the images come back. Where it is empty, nobody "
+        "has them.",
+    )
+    lost.add_argument("--owner")
+    lost.add_argument("--limit", type=count, default=50, metavar="N", help="at most so many; default 50")
+    lost.add_argument("--marker", type=count, metavar="NUMBER", help="the last image of the page before")
 
 
 def _add_verb(verbs: Commands, verb: str, help_text: str, run: Any, description: str | None = None) -> Any:
@@ -156,6 +170,34 @@ def _list(arguments: argparse.Namespace) -> int:
     if page["next"] is not None:
         print(f"more: --marker {page['next']}")
     return DONE
+
+
+def _lost(arguments: argparse.Namespace) -> int:
+    page = ask(arguments, lambda client: _lost_page(client, arguments))
+    if arguments.json:
+        print_json(page)
+        return DONE
+    print_rows(_LOST_COLUMNS, ({**image, "held_by": ", ".join(_holders(image))} for image in page["images"]))
+    if page["next"] is not None:
+        print(f"more: --marker {page['next']}")
+    return DONE
+
+
+async def _lost_page(client: Client, arguments: argparse.Namespace) -> dict[str, Any]:
+    """As many as were asked for: the registry looks at a bounded number of images for one page."""
+    images: list[Any] = []
+    marker, filters = arguments.marker, {"lost": True, "owner": arguments.owner, "sort": "created_at:asc"}
+    while True:
+        page = await client.list_images(**filters, marker=marker, limit=arguments.limit - len(images))
+        images += page["images"]
+        marker = page["next"]
+        if marker is None or len(images) >= arguments.limit:
+            return {"images": images, "next": marker}
+
+
+def _holders(image: dict[str, Any]) -> list[str]:
+    """The zones that have an image's data."""
+    return sorted({location["zone"] for location in image["locations"] if location["status"] == "active"})
 
 
 def _show(arguments: argparse.Namespace) -> int:

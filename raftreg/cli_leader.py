@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from raftreg.cli_connection import DONE, Commands, add_connection, ask, print_json
+from raftreg.cli_connection import DONE, Commands, add_connection, add_noun, ask, print_json
+
+_EXAMPLES = """\
+  raftreg leader transfer
+  raftreg leader transfer --to b
+"""
 
 
 def add(commands: Commands) -> None:
-    leader = commands.add_parser("leader", help="move the lead").add_subparsers(metavar="VERB", required=True)
+    leader = add_noun(commands, "leader", "move the lead", _EXAMPLES)
     transfer = leader.add_parser(
         "transfer",
         help="let another voter lead, for example before its machine is serviced; no request fails",

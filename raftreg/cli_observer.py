@@ -7,14 +7,19 @@ import shutil
 from pathlib import Path
 
 from raftreg import certificates, cluster_init, config, store
-from raftreg.cli_connection import DONE, Commands
+from raftreg.cli_connection import DONE, Commands, add_noun
 from raftreg.cluster_init import ClusterIdentity, InitError, PlannedObserver
 from raftreg.config import PeerConfig
 
+_EXAMPLES = """\
+  raftreg observer add /srv/registry ams=192.0.2.7:9591
+                                                   then copy /srv/registry/ams there, and start it with
+                                                   raftreg serve --observer /srv/registry/ams
+"""
+
 
 def add(commands: Commands) -> None:
-    observer = commands.add_parser("observer", help="add registry processes near a zone which do not vote")
-    verbs = observer.add_subparsers(metavar="VERB", required=True)
+    verbs = add_noun(commands, "observer", "add registry processes near a zone which do not vote", _EXAMPLES)
     adding = verbs.add_parser(
         "add",
         help="make configuration, certificate and empty store of an observer",

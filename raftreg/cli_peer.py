@@ -11,7 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from raftreg import cluster_init, errors, stored_peer, voter_change
-from raftreg.cli_connection import CONFIG_VARIABLE, DONE, FAILED, Commands, add_connection, ask, config_path, print_json
+from raftreg.cli_connection import (
+    CONFIG_VARIABLE,
+    DONE,
+    FAILED,
+    Commands,
+    add_connection,
+    add_noun,
+    ask,
+    config_path,
+    print_json,
+)
 from raftreg.cluster_init import InitError
 from raftreg.config import ConfigError
 from raftreg.stored_peer import StoredPeer
@@ -21,15 +31,17 @@ _REPLACE = """\
 Change who the voters are, or their addresses. All peers are stopped first. The command runs once for every peer's
 directory, with the same complete list of the new voters, and says what to run on which other machine; running it
 again finishes what was interrupted.
-
-  raftreg peer replace /srv/registry --peer a=10.0.0.1:9590,10.0.0.1:9591 --peer b=... --peer c=... --peer d=... ...
+"""
+_EXAMPLES = """\
+  raftreg peer list
+  raftreg peer list --offline --config /srv/registry
+  raftreg peer replace /srv/registry --peer a=10.0.0.1:9590,10.0.0.1:9591 --peer b=10.0.0.2:9590,10.0.0.2:9591 \\
+      --peer c=10.0.0.3:9590,10.0.0.3:9591
 """
 
 
 def add(commands: Commands) -> None:
-    peer = commands.add_parser("peer", help="who the voters are; change them").add_subparsers(
-        metavar="VERB", required=True
-    )
+    peer = add_noun(commands, "peer", "who the voters are; change them", _EXAMPLES)
     listing = peer.add_parser("list", help="the voters: address, role, connection, how far, generation of the set")
     add_connection(listing)
     listing.add_argument("--offline", action="store_true", help="read the directories at --config, ask nobody")
@@ -38,7 +50,6 @@ def add(commands: Commands) -> None:
         "replace",
         help="another set of voters, or other addresses; all peers are stopped",
         description=_REPLACE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     change.add_argument("directory", metavar="DIR", type=Path, nargs="?", help="of a cluster (with ca.key) or a peer")
     change.add_argument("--config", type=Path, metavar="PATH", help=f"instead of DIR; default ${CONFIG_VARIABLE}")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from raftreg import cli_new_epoch, cli_restore, cluster_init, recovery
-from raftreg.cli_connection import DONE, Commands
+from raftreg.cli_connection import DONE, Commands, explained
 from raftreg.cluster_init import InitError
 from raftreg.store import Identity
 from raftreg.stored_peer import Configured
@@ -15,11 +15,14 @@ _DESCRIPTION = """\
 Begin a new epoch from what is left, when no majority of the voters will ever start again. Nothing of the old epoch can
 join the new one; gateways and other consumers resync by themselves. It says what may be lost and asks before it acts.
 
-  raftreg recover --from-survivor /srv/registry/a
-  raftreg recover --from-backup registry.backup /srv/registry/a      (the same as `raftreg restore`, which see)
+--from-backup is the same as `raftreg restore`, which see.
 
 The result is a single voter. With the complete list of --peer, others are made beside it at once; without, use
 `raftreg peer replace` later. Start no voter of the old epoch again; its machine joins with an empty store.
+"""
+_EXAMPLES = """\
+  raftreg recover --from-survivor /srv/registry/a
+  raftreg recover --from-backup registry.backup /srv/registry/a
 """
 
 
@@ -28,7 +31,7 @@ def add(commands: Commands) -> None:
         "recover",
         help="quorum lost for good: a new epoch from one survivor, or from a backup",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **explained(_EXAMPLES),
     )
     source = recover.add_mutually_exclusive_group(required=True)
     source.add_argument("--from-survivor", type=Path, metavar="DIR", help="directory of the voter that has most")

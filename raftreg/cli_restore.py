@@ -10,7 +10,7 @@ from raftreg import cli_new_epoch, cluster_init, recovery, stored_peer
 from raftreg.backup import verify
 from raftreg.backup_file import Label
 from raftreg.cli_backup import described
-from raftreg.cli_connection import DONE, Commands
+from raftreg.cli_connection import DONE, Commands, explained
 from raftreg.cli_progress import bar
 from raftreg.cluster_init import InitError, PlannedPeer
 from raftreg.commands import EPOCH_IDS_SKIPPED
@@ -29,7 +29,6 @@ can join; gateways and other consumers of the feed resync by themselves. If it i
 """
 
 _EXAMPLES = """\
-examples:
   raftreg backup verify /backup/registry.backup
   raftreg restore /backup/registry.backup /srv/registry/a                     a single voter
   raftreg restore /backup/registry.backup /srv/registry/a /srv/registry/b /srv/registry/c
@@ -43,8 +42,7 @@ def add(commands: Commands) -> None:
         "restore",
         help="start a cluster from a backup, in a new epoch",
         description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **explained(_EXAMPLES),
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="made by `raftreg backup create`, or by a schedule")
     parser.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="of a peer; it has no store")

@@ -13,13 +13,19 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from raftreg import config, errors
-from raftreg.cli_connection import DONE, FAILED, Commands, add_connection, ask, print_json
+from raftreg.cli_connection import DONE, FAILED, Commands, add_connection, ask, explained, print_json
+from raftreg.cli_progress import bar, bars
 from raftreg.client import Client
 
+_EXAMPLES = """\
+  raftreg verify
+  raftreg verify --scrub
+  raftreg verify --offline /srv/registry/a
+"""
 _COMMON_INDEX_S = 10.0
 """How long an index is looked for at which all peers know their digest; at rest the first look finds one."""
 _LOOK_PERIOD_S = 0.1
@@ -44,6 +50,7 @@ def add(commands: Commands) -> None:
         help="compare the digests of all peers; --scrub reads every row again; --offline checks a stopped peer",
         description="Exit status 0 when every peer agrees and nothing is damaged, 1 otherwise. --offline opens the "
         "store below DIR for reading only, while its peer is stopped, and needs memory for all its images.",
+        **explained(_EXAMPLES),
     )
     add_connection(verify)
     verify.add_argument("--scrub", action="store_true", help="have every peer read all its rows again first, and wait")
@@ -104,7 +111,7 @@ class Verification:
 
 def _online(arguments: argparse.Namespace) -> int:
     async def verify(client: Client) -> Verification:
-        troubles = await _scrub(client, quiet=arguments.json) if arguments.scrub else []
+        troubles = await _scrub(client) if arguments.scrub else []
         found = await compare(client)
         found.troubles += troubles
         return found
@@ -139,10 +146,9 @@ def common_index(answers: list[dict[str, Any]]) -> int | None:
     return max(shared, default=None)
 
 
-async def _scrub(client: Client, *, quiet: bool) -> list[str]:
+async def _scrub(client: Client) -> list[str]:
     """Have every peer read all its rows; returns what went wrong with that."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} rows"))
-    with Progress(*columns, disable=quiet, console=Console(stderr=True)) as progress:
+    with bars(TextColumn("{task.completed:.0f}/{task.total:.0f} rows")) as progress:
         peers: dict[str, _Scrubbed] = {}
         while not peers or not all(peer.over for peer in peers.values()):
             starting = not peers or any(peer.number is None and not peer.over for peer in peers.values())
@@ -253,11 +259,8 @@ def _offline(arguments: argparse.Namespace) -> int:
 
     directory: Path = arguments.offline
     data_dir = directory if (directory / "store").is_dir() else config.load(directory).data_dir
-    with Progress(transient=True, disable=arguments.json, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("reading rows", total=1)
-        report = offline_check.check(
-            data_dir, lambda done, total: progress.update(bar, completed=done, total=max(1, total))
-        )
+    with bar("reading rows") as progress:
+        report = offline_check.check(data_dir, progress)
     if arguments.json:
         print_json({"sound": not report.findings, **dataclasses.asdict(report)})
     else:

@@ -20,7 +20,7 @@ import contextlib
 import random
 import ssl as tls
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -138,29 +138,30 @@ class Client(Requests):
         self, *, consistency: str = "linearizable", max_staleness: float | None = None
     ) -> dict[str, Document]:
         """The registered zones by name."""
-        params = {"consistency": consistency, "max_staleness": max_staleness}
-        answer = await self.request("GET", "zones", params=params)
-        zones: dict[str, Document] = answer["zones"]
-        return zones
+        return await self._all("zones", {"consistency": consistency, "max_staleness": max_staleness})
 
     async def zone(self, zone: str) -> Document:
         """One registered zone. Raises NotFound."""
-        answer = await self.request("GET", f"zones/{quote(zone, safe='')}")
+        answer = await self.request("GET", _path("zones", zone))
         found: Document = answer["zone"]
         return found
 
     async def register_zone(self, zone: str, **fields: Any) -> Document:
         """Register the zone (`endpoint`, `capabilities`), or change what is said about it."""
-        return await self.request("PUT", f"zones/{quote(zone, safe='')}", body=fields)
+        return await self.request("PUT", _path("zones", zone), body=fields)
 
     async def register_gateway(self, zone: str, gateway: str, endpoint: str) -> Document:
         """Say where the other zones' gateways reach this one."""
-        return await self.request("PUT", f"zones/{zone}/gateways/{gateway}", body={"endpoint": endpoint})
+        return await self.request("PUT", _path("zones", zone, "gateways", gateway), body={"endpoint": endpoint})
 
-    async def heartbeat(self, zone: str, gateway: str, *, deadline_s: float | None = None) -> Document:
-        """Renew the zone's lease; the answer's `lease_s` is the term."""
+    async def heartbeat(self, zone: str, gateway: str, *, level: int = 1, deadline_s: float | None = None) -> Document:
+        """Renew the zone's lease; the answer's `lease_s` is the term, its `level` the feature level in force.
+
+        `level` is the highest that the gateway supports. Raises GatewayTooOld when the registry is above that.
+        """
+        body = {"gateway": gateway, "level": level}
         return await self.request(
-            "POST", f"zones/{zone}/heartbeat", body={"gateway": gateway}, safe=True, deadline_s=deadline_s
+            "POST", _path("zones", zone, "heartbeat"), body=body, safe=True, deadline_s=deadline_s
         )
 
     async def projects(self, *, after: str | None = None, limit: int | None = None) -> Document:
@@ -169,14 +170,14 @@ class Client(Requests):
 
     async def project(self, project: str) -> Document:
         """What a project owns and may own: {"project", "images", "bytes", "images_max", "bytes_max"}."""
-        answer = await self.request("GET", f"projects/{quote(project, safe='')}")
+        answer = await self.request("GET", _path("projects", project))
         owned: Document = answer["project"]
         return owned
 
     async def set_quota(self, project: str, *, images_max: int | None = None, bytes_max: int | None = None) -> Document:
         """Bound what a project may own; None: no bound. Needs an operator's certificate."""
         body = {"images_max": images_max, "bytes_max": bytes_max}
-        return await self.request("PUT", f"projects/{quote(project, safe='')}", body=body)
+        return await self.request("PUT", _path("projects", project), body=body)
 
     async def open_session(
         self,
@@ -201,13 +202,22 @@ class Client(Requests):
 
     async def sessions(self) -> dict[str, Document]:
         """All remembered sessions by UUID, fenced ones included. For operators."""
-        answer = await self.request("GET", "sessions")
-        sessions: dict[str, Document] = answer["sessions"]
-        return sessions
+        return await self._all("sessions", {})
+
+    async def _all(self, name: str, params: Document) -> dict[str, Document]:
+        """The rows of all pages."""
+        found: dict[str, Document] = {}
+        after: str | None = None
+        while True:
+            page = await self.request("GET", name, params={**params, "after": after})
+            found |= page[name]
+            after = page["next"]
+            if after is None:
+                return found
 
     async def session(self, session: str) -> Document:
         """One session. Raises NotFound. For operators."""
-        answer = await self.request("GET", f"sessions/{quote(session, safe='')}")
+        answer = await self.request("GET", _path("sessions", session))
         found: Document = answer["session"]
         return found
 
@@ -242,9 +252,8 @@ class Client(Requests):
         body: Document = {"operations": list(operations)}
         if gateway is not None:
             body["gateway"] = gateway
-        answer = await self.request(
-            "POST", f"sessions/{session}/operations", body=body, safe=True, deadline_s=deadline_s
-        )
+        path = _path("sessions", session, "operations")
+        answer = await self.request("POST", path, body=body, safe=True, deadline_s=deadline_s)
         results: list[Document] = answer["results"]
         return results
 
@@ -273,13 +282,34 @@ class Client(Requests):
         answers = await asyncio.gather(*(ask(endpoint) for endpoint in self.endpoints))
         return {endpoint.url: answer for endpoint, answer in zip(self.endpoints, answers, strict=True)}
 
-    async def compact(self, *, floor: int | None = None, age_s: int | None = None) -> int:
-        """Forget changes below revision `floor`, or older than `age_s`; the compaction floor reached. For operators."""
+    async def compact(
+        self,
+        *,
+        floor: int | None = None,
+        age_s: int | None = None,
+        progress: Callable[[int, int], None] = lambda _floor, _most: None,
+    ) -> int:
+        """Forget changes below revision `floor`, or older than `age_s`; the compaction floor reached. For operators.
+
+        `progress` is told the floor so far, and the highest that it can become.
+        """
         while True:
             # The registry works through it for as long as one request may last; repeating it goes on from there.
             ok = await self.request("POST", "compact", body={"floor": floor, "age_s": age_s}, safe=True)
+            progress(ok["floor"], floor or ok["revision"])
             if not ok["more"]:
                 return int(ok["floor"])
+
+    async def raise_level(self, to: int | None = None) -> int:
+        """Raise the feature level to `to`, or to the highest that voters support; the level in force then.
+
+        Raises LevelHeldBack while a member does not support it. For operators.
+        """
+        while True:
+            # A migration goes on for as long as one request may last; repeating it goes on from there.
+            ok = await self.request("POST", "level/raise", body={"level": to}, safe=True)
+            if not ok["more"]:
+                return int(ok["level"])
 
     async def transfer_leadership(self, to: str | None = None) -> Document:
         """{"from", "to", "took_s"} once another voter leads: `to`, or the one that is furthest. For operators."""
@@ -393,12 +423,23 @@ def _written(ok: Document) -> Document:
     return image
 
 
+def _path(*parts: int | str) -> str:
+    """A path of names that may hold anything: `/`, `%` and `?` are part of a name, not of the path.
+
+    Raises BadRequest for one that a path cannot carry: it would be another path.
+    """
+    for part in parts:
+        if part in ("", ".", ".."):
+            raise errors.BadRequest(f"{part!r} is no name")
+    return "/".join(quote(str(part), safe="") for part in parts)
+
+
 def _image(ref: Ref) -> tuple[str, dict[str, Any]]:
     """Path and parameters which name an image."""
     if not isinstance(ref, Mapping):
-        return f"images/{ref}", {}
+        return _path("images", ref), {}
     names = {kind: ref[kind] for kind in ("number", "uuid") if ref.get(kind) is not None}
     if not names:
         raise errors.BadRequest("an image is named by number, uuid or both")
     first = next(iter(names.values()))
-    return f"images/{first}", names
+    return _path("images", first), names

@@ -1,14 +1,18 @@
 """What a command may hold: `validate` is pure, and is asked by the API before proposing and by apply again.
 
 The bounds below decide results of apply, so they are part of the format and no setting: peers that disagreed on one
-would part ways. Raising one needs a feature level; lowering one is not possible.
+would part ways. Raising one needs a feature level; lowering one is not possible. The wording of refusals is part of the
+format too, since sessions and idempotency rows remember them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
+
+from raftreg import tables
 
 Command = dict[str, Any]
 
@@ -61,6 +65,8 @@ IDEMPOTENCY_ROWS_MAX = 20_000_000
 IDEMPOTENCY_PRUNE_MAX = 2
 # Changes removed by one command; the proposer repeats until the floor is reached.
 COMPACT_ROWS_MAX = 1000
+# Rows of a migration to the next feature level by one command; it is repeated until the last one.
+MIGRATION_ROWS_MAX = 1000
 # Attributes of one image whose last change is remembered, beyond those that it has; older ones are summed up.
 ATTRIBUTE_VERSIONS_MAX = 256
 
@@ -401,18 +407,23 @@ def _fields(value: Any, name: str, checks: Mapping[str, Check], required: tuple[
             raise Invalid(f"{name} needs {field}")
 
 
-def _operations(value: Any, name: str) -> None:
-    _list(value, name, ATOMIC_OPERATIONS_MAX)
-    for position, operation in enumerate(value):
-        op = operation.get("op") if type(operation) is dict else None
-        if op not in ATOMIC_OPS:
-            raise Invalid(f"operation {position}: op must be one of {', '.join(sorted(ATOMIC_OPS))}")
-        if "key" in operation:
-            raise Invalid(f"operation {position}: key belongs to the atomic command, not to its operations")
-        try:
-            validate(operation)
-        except Invalid as invalid:
-            raise Invalid(f"operation {position}: {invalid}") from None
+def _operations(level: int) -> Check:
+    """Operations of an atomic command at a feature level."""
+
+    def check(value: Any, name: str) -> None:
+        _list(value, name, ATOMIC_OPERATIONS_MAX)
+        for position, operation in enumerate(value):
+            op = operation.get("op") if type(operation) is dict else None
+            if op not in ATOMIC_OPS:
+                raise Invalid(f"operation {position}: op must be one of {', '.join(sorted(ATOMIC_OPS))}")
+            if "key" in operation:
+                raise Invalid(f"operation {position}: key belongs to the atomic command, not to its operations")
+            try:
+                validate(operation, level)
+            except Invalid as invalid:
+                raise Invalid(f"operation {position}: {invalid}") from None
+
+    return check
 
 
 _COMMON: Mapping[str, Check] = {"op": _op, "actor": _actor, "key": _key}
@@ -480,9 +491,13 @@ _OPS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
         ("project",),
     ),
     "begin_epoch": ({"epoch": _integer(2), "id_floor": _or_null(_integer(1))}, ("epoch",)),
-    "atomic": ({"operations": _operations}, ("operations",)),
+    "raise_level": ({"level": _integer(2)}, ("level",)),
+    "atomic": ({}, ("operations",)),  # its operations are checked at a level, see `_checks`
 }  # fmt: skip
-_CHECKS = {op: ({**_COMMON, **checks}, required) for op, (checks, required) in _OPS.items()}
+
+NEWER: Mapping[str, int] = {}
+"""The feature level of each op, and of each field (as OP.FIELD), that is not of level 1. Before that level is in force
+the proposer refuses it, and apply judges as the releases do that do not know it."""
 
 OPS = frozenset(_OPS)
 ATOMIC_OPS = frozenset(("create_image", "update_image", "delete_image", "allocate_ids", "register_zone"))
@@ -491,14 +506,37 @@ SESSION_OPS = frozenset(("create_image", "update_image", "delete_image"))
 """What a session operation may carry."""
 
 
-def validate(command: Command) -> None:
-    """Check types, lengths, enumerations and ranges, not the state. Raises Invalid."""
+@cache
+def _checks(level: int) -> Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]]:
+    """The fields of every command at a feature level, as a release that knows nothing above it has them."""
+    known = {}
+    for op, (own, required) in _OPS.items():
+        if NEWER.get(op, 1) <= level:
+            fields = {name: check for name, check in own.items() if NEWER.get(f"{op}.{name}", 1) <= level}
+            known[op] = ({**_COMMON, **fields}, required)
+    atomic, required = known["atomic"]
+    return known | {"atomic": ({**atomic, "operations": _operations(level)}, required)}
+
+
+def level_of(command: Command) -> int:
+    """The feature level that a valid command needs."""
+    if not NEWER:
+        return 1
+    op = command["op"]
+    inner = [level_of(operation) for operation in command["operations"]] if op == "atomic" else []
+    return max(NEWER.get(op, 1), *(NEWER.get(f"{op}.{field}", 1) for field in command), *inner)
+
+
+def validate(command: Command, level: int | None = None) -> None:
+    """Check types, lengths, enumerations and ranges, not the state, at a feature level (default: the highest that this
+    release supports). Raises Invalid."""
     if type(command) is not dict:
         raise Invalid(f"a command must be a map, not {_shown(command)}")
     op: Any = command.get("op")
-    checks = _CHECKS.get(op) if type(op) is str else None
+    known = _checks(tables.FEATURE_LEVEL if level is None else level)
+    checks = known.get(op) if type(op) is str else None
     if checks is None:
-        raise Invalid(f"op {_shown(op)} is not known; known are {', '.join(sorted(OPS))}")
+        raise Invalid(f"op {_shown(op)} is not known; known are {', '.join(sorted(known))}")
     _fields(command, op, *checks)
     if op == "create_image":
         _check_create(command)

@@ -5,7 +5,7 @@
     ├── Forbidden 403 ── Protected
     ├── NotFound 404 ── ImageNotFound, ImageDeleted
     ├── Conflict 409 ── UuidTaken, NumberTaken, BlockNotHeld, SequenceGap, SessionDiverged, SessionFenced,
-    │                   IdempotencyMismatch, AtomicRefused
+    │                   IdempotencyMismatch, AtomicRefused, LevelNotInForce, LevelHeldBack, GatewayTooOld
     ├── Gone 410 ── Compacted, WrongEpoch
     ├── TooLarge 413 ── QuotaExceeded
     ├── TooManyRequests 429
@@ -136,6 +136,24 @@ class AtomicRefused(Conflict):
     """An atomic batch did not happen: `failed` is the position of the refused operation, `cause` its refusal."""
 
     code = "atomic_refused"
+
+
+class LevelNotInForce(Conflict):
+    """The command, or a field of it, belongs to a feature level that an operator has not raised yet."""
+
+    code = "level_not_in_force"
+
+
+class LevelHeldBack(Conflict):
+    """The feature level cannot rise yet; `by` names the members that do not support the next one, or are away."""
+
+    code = "level_held_back"
+
+
+class GatewayTooOld(Conflict):
+    """The gateway does not support the feature level in force; upgrade it. What it holds stays in its queue."""
+
+    code = "gateway_too_old"
 
 
 class Gone(RegistryError):

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raftreg import errors, queries, tables
@@ -22,6 +23,14 @@ Row = dict[str, Any]
 
 _CHECKS_PER_LEASE = 10
 _PROPOSE_DEADLINE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """A gateway's last heartbeat, by the clock of this peer, and the highest feature level that it supports."""
+
+    at: float
+    level: int
 
 
 class LeaseProposer(Protocol):
@@ -59,19 +68,49 @@ class LeaseKeeper:
         self._proposer, self._reads, self._name = proposer, reads, peer_name
         self._lease_s, self._clock = lease_s, clock
         self._heard: dict[str, float] = {}
+        self._gateways: dict[str, _Heard] = {}
         self._leading_since: float | None = None
 
-    async def heartbeat(self, zone: str, gateway: str) -> dict[str, Any]:
-        """A gateway of the zone is there. Raises NotLeader, NoQuorum, NotFound and what a proposal raises."""
+    async def heartbeat(self, zone: str, gateway: str, level: int = 1) -> dict[str, Any]:
+        """A gateway of the zone is there, and supports feature levels up to `level`.
+
+        Raises NotLeader, NoQuorum, NotFound, GatewayTooOld and what a proposal raises.
+        """
         self._require_leader()
-        value = self._reads.view().get(tables.zone_key(zone))
+        view = self._reads.view()
+        value = view.get(tables.zone_key(zone))
         if value is None:
             raise errors.NotFound(f"zone {zone!r} is not registered; PUT it first", code="zone_not_found", zone=zone)
-        self._heard[zone] = self._clock()
+        head = tables.read_head(view)
+        if level < head.format:
+            raise errors.GatewayTooOld(
+                f"gateway {gateway} supports feature level {level}, the registry has level {head.format}: upgrade it",
+                level=head.format,
+            )
         row: Row = tables.unpack(value)
+        self._heard[zone] = self._clock()
+        if gateway in row["gateways"]:
+            self._gateways[gateway] = _Heard(self._clock(), level)
         if not row["live"]:
             await self._propose(zone, row, live=True)
-        return {"zone": zone, "gateway": gateway, "live": True, "lease_s": self._lease_s}
+        return {"zone": zone, "gateway": gateway, "live": True, "lease_s": self._lease_s, "level": head.level}
+
+    def levels(self) -> dict[str, int | None]:
+        """The highest feature level of every live gateway. None for one whose zone is live and which may be there, but
+        has not been heard since this peer leads. Raises NotLeader, NoQuorum.
+        """
+        self._require_leader()
+        assert self._leading_since is not None
+        now = self._clock()
+        found: dict[str, int | None] = {}
+        for zone in queries.zones(self._reads.view()).values():
+            for gateway in zone["gateways"] if zone["live"] else ():
+                heard = self._gateways.get(gateway)
+                if heard is not None and now - heard.at <= self._lease_s:
+                    found[gateway] = heard.level
+                elif now - self._leading_since <= self._lease_s:
+                    found[gateway] = None
+        return found
 
     def _require_leader(self) -> None:
         if not self._leads():
@@ -85,6 +124,7 @@ class LeaseKeeper:
         if self._reads.freshness()["leader"] != self._name:
             self._leading_since = None
             self._heard.clear()
+            self._gateways.clear()
             return False
         if self._leading_since is None:
             self._leading_since = self._clock()

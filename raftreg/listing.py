@@ -15,6 +15,7 @@ from typing import Any
 
 from raftreg import errors
 from raftreg.commands import MEMBER_STATUSES
+from raftreg.queries import get_zone
 from raftreg.tables import (
     IMAGES,
     INDEXES,
@@ -101,7 +102,8 @@ def list_images(
 
     `filters`: those of EQUAL by name (`data_zone` is a zone that holds the data; `member` a project that the image is
     shared with, with `member_status` in that state); NAME_min and NAME_max, both included, for those of BETWEEN;
-    `tags`, a list of which all must be there; `properties`, a map of which all must be equal.
+    `tags`, a list of which all must be there; `properties`, a map of which all must be equal; `lost`, to leave out all
+    but images that ought to have data, of which no live zone holds any.
 
     The page may be short, even empty, before the end: one call looks at SCAN_ROWS_MAX rows at most. Images of one sort
     value are in the order of their creation, then of their numbers. A marker may name an image that was deleted
@@ -109,7 +111,7 @@ def list_images(
     """
     if sort not in SORT_KEYS:
         raise errors.BadRequest(f"images are not sorted by {sort[:40]!r}; use one of {', '.join(SORT_KEYS)}")
-    wanted = _wanted(filters)
+    wanted = _wanted(view, filters)
     behind = None if marker is None else _row(view, marker)
     if limit <= 0:
         return [], None
@@ -240,8 +242,9 @@ def _bounds(wanted: _Wanted, sort: str) -> tuple[bytes, bytes]:
 # -- filters ------------------------------------------------------------------------------------------------------
 
 
-def _wanted(filters: dict[str, Any]) -> _Wanted:
+def _wanted(view: View, filters: dict[str, Any]) -> _Wanted:
     given = dict(filters)
+    reach = _Reach(view) if given.pop("lost", False) else None
     tags, properties = list(given.pop("tags", ())), dict(given.pop("properties", {}))
     between = {name: (given.pop(f"{name}_min", None), given.pop(f"{name}_max", None)) for name in BETWEEN}
     if "member_status" in given:
@@ -258,9 +261,33 @@ def _wanted(filters: dict[str, Any]) -> _Wanted:
             all(value in scope_values(image, name) for name, value in equal)
             and all(_lies_between(image[name], least, most) for name, least, most in limits)
             and all(image["properties"].get(name) == value for name, value in properties.items())
+            and not (reach is not None and reach.has_data(image))
         )
 
     return _Wanted(tuple(equal), between, matches)
+
+
+class _Reach:
+    """Which zones are live, looked up once each."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._live: dict[str | None, bool] = {None: True}
+
+    def has_data(self, image: Row) -> bool:
+        """Whether an image's data are where somebody can get them, or none are due yet. What lies in no zone is in a
+        store of its own, which no gateway needs to serve."""
+        if image["status"] not in ("active", "deactivated"):
+            return True
+        return any(
+            location["status"] == "active" and self._is_live(location["zone"]) for location in image["locations"]
+        )
+
+    def _is_live(self, zone: str | None) -> bool:
+        if zone not in self._live:
+            row = get_zone(self._view, str(zone))
+            self._live[zone] = row is not None and row["live"]
+        return self._live[zone]
 
 
 def _lies_between(value: int | None, least: int | None, most: int | None) -> bool:

@@ -17,6 +17,7 @@ from raftreg.changefeed import Feed
 from raftreg.compaction import ChangeCompactor
 from raftreg.config import PeerConfig
 from raftreg.leases import LeaseKeeper
+from raftreg.levels import Levels, admit
 from raftreg.metrics import PeerMetrics
 from raftreg.peer import Peer
 from raftreg.state_checks import STATE_CHECKS
@@ -62,10 +63,12 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         on_commit=metrics.fsync_s.observe,
         after_turn=after_turn,
         checks=STATE_CHECKS,
+        admit=admit,
     )
     identity = peer.store.identity
     feed = Feed(peer.reads, epoch=identity.epoch, limits=config.limits)
     leases = LeaseKeeper(peer.proposer, peer.reads, peer_name=config.name, lease_s=config.limits.zone_lease_s)
+    levels = Levels(peer, leases)
     compactor = ChangeCompactor(peer, queries.revision, queries.compaction_floor)
     backups = _backups(config, identity.cluster_id, peer, metrics)
     metrics.before_render.append(lambda: _fill(metrics, peer, backups))
@@ -73,7 +76,7 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         proposer=peer.proposer,
         reads=peer.reads,
         leadership=peer.leadership,
-        status=lambda: _status(peer, backups),
+        status=lambda: _with_levels(_status(peer, backups), levels),
         cluster_id=identity.cluster_id,
         epoch=identity.epoch,
         peer_name=config.name,
@@ -82,6 +85,7 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         feed=feed,
         leases=leases,
         integrity=peer.integrity,
+        levels=levels,
         forward_tls=certificates.api_client_context(config.tls, observers=False) if config.api_tls else None,
     )
     await peer.start()
@@ -109,6 +113,12 @@ def _backups(config: PeerConfig, cluster_id: str, peer: Peer, metrics: PeerMetri
     if not config.backup.every_s:
         return None
     return BackupKeeper(config, cluster_id, applied=lambda: peer.raft.applied, failed=metrics.backups.failed)
+
+
+def _with_levels(status: dict[str, Any], levels: Levels) -> dict[str, Any]:
+    unfinished = levels.trouble()
+    errors = status["errors"] if unfinished is None else [*status["errors"], unfinished]
+    return {**status, "errors": errors, "level": levels.status()}
 
 
 def _status(peer: Peer, backups: BackupKeeper | None) -> dict[str, Any]:

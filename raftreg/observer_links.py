@@ -27,6 +27,7 @@ class ObserverLinks:
     def __init__(self, limits: Limits, timing: Timing, poke: Callable[[], None]) -> None:
         self._limits, self._timing, self._poke = limits, timing, poke
         self._links: dict[str, FrameProtocol] = {}
+        self._levels: dict[str, int] = {}
         self.raft: RaftNode | None = None
 
     def refusal(self, name: str) -> str | None:
@@ -39,12 +40,13 @@ class ObserverLinks:
             return f"{others} observers are linked to this peer already, the limit is observers_max"
         return None
 
-    def welcome(self, name: str, link: FrameProtocol) -> None:
-        """Serve a connection whose hello was accepted; an older one of that observer ends before its first frame."""
+    def welcome(self, name: str, link: FrameProtocol, level: int) -> None:
+        """Serve a connection whose hello was accepted; an older one of that observer ends before its first frame.
+        `level` is the highest feature level that it supports."""
         self._drop(name)
         link.send({"type": "hello_ack"}, self._limits.transport_buffer_max_bytes)
         link.peer, link.on_frame = name, self._on_frame
-        self._links[name] = link
+        self._links[name], self._levels[name] = link, level
         link.closed.add_done_callback(lambda _: self._closed(name, link))
         self._raft().link_up(name)
         self._poke()
@@ -62,6 +64,10 @@ class ObserverLinks:
     def link(self, name: str) -> FrameProtocol | None:
         """The connection of an observer, or None when there is none."""
         return self._links.get(name)
+
+    def levels(self) -> dict[str, int]:
+        """The highest feature level of every observer that is linked, by name."""
+        return {name: self._levels[name] for name in self._links}
 
     def check(self) -> None:
         """Once per tick: ping what is quiet, break what is silent."""
@@ -85,6 +91,7 @@ class ObserverLinks:
     def _drop(self, name: str) -> None:
         link = self._links.pop(name, None)
         if link is not None:
+            del self._levels[name]
             link.abort()
             self._raft().link_down(name)
             self._poke()

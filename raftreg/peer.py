@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +67,8 @@ def _wrong_kind(config: PeerConfig) -> str:
 
 
 class Peer:
-    """A running voter, or observer where the configuration says so. `apply` and `applied_index` are the state machine;
-    call `start` within a running loop.
+    """A running voter, or observer where the configuration says so. `apply`, `applied_index` and `admit` (raises for
+    commands that the state does not take yet) are the state machine; call `start` within a running loop.
 
     With `checks` the state is verified: digests are compared with the other peers', and its rows are scrubbed.
     """
@@ -84,6 +84,7 @@ class Peer:
         after_turn: Callable[[float], None] = lambda _seconds: None,
         runtime: Runtime = Runtime(),
         checks: StateChecks | None = None,
+        admit: Callable[[View, Sequence[dict[str, Any]]], None] = lambda _view, _commands: None,
     ) -> None:
         self.config, self._runtime = config, runtime
         self.store = Store(
@@ -111,7 +112,14 @@ class Peer:
         self.raft.on_commit = self._committed
         self.leadership = Leadership(self.raft, config.limits, config.timing, poke=self.poke, clock=now)
         self.proposer = Proposer(
-            self.raft, config.limits, self.leadership, poke=self.poke, full=self.full, now_us=runtime.now_us, clock=now
+            self.raft,
+            config.limits,
+            self.leadership,
+            poke=self.poke,
+            full=self.full,
+            admit=lambda commands: admit(self.store.view(), commands),
+            now_us=runtime.now_us,
+            clock=now,
         )
         self.reads = Reads(
             self.raft,

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 
 import msgpack
 
+from raftreg import tables
 from raftreg.certificates import subject_of
 from raftreg.config import Limits, Timing, split_address
 from raftreg.engine import now
@@ -116,12 +117,14 @@ class FrameProtocol(asyncio.Protocol):
 
 @dataclass
 class _Peer:
-    """Both directions to one voter. `up` is what was last told to the Raft node."""
+    """Both directions to one voter. `up` is what was last told to the Raft node; `level` is the highest feature level
+    that the voter says it supports."""
 
     outbound: FrameProtocol | None = None
     inbound: FrameProtocol | None = None
     up: bool = False
     refusal: str | None = None
+    level: int = 1
 
 
 class PeerLinks:
@@ -210,6 +213,11 @@ class PeerLinks:
     def refusals(self) -> dict[str, str]:
         """Why a voter does not accept us, by name; for status."""
         return {name: peer.refusal for name, peer in self._peers.items() if peer.refusal}
+
+    def levels(self) -> dict[str, int]:
+        """The highest feature level of every voter and observer that is linked, by name."""
+        voters = {name: peer.level for name, peer in self._peers.items() if peer.up}
+        return voters | self._observers.levels()
 
     def check(self) -> None:
         """Once per tick: ping what is quiet, break what is silent."""
@@ -349,7 +357,7 @@ class PeerLinks:
             return
         self._strangers.discard(link)
         if observer is not None:
-            self._observers.welcome(observer, link)
+            self._observers.welcome(observer, link, _level(hello))
             return
         if not self.raft.greet(name, _said(hello)):
             link.transport.write(encode_frame({"type": "hello_ack", "remembered": self.raft.remembered(name)}))
@@ -358,7 +366,7 @@ class PeerLinks:
         link.transport.write(encode_frame({"type": "hello_ack"}))
         self._fence(name)
         link.peer = name
-        self._peers[name].inbound = link
+        self._peers[name].inbound, self._peers[name].level = link, _level(hello)
         link.closed.add_done_callback(lambda _: self._inbound_closed(name, link))
         self._update(name)
 
@@ -388,7 +396,18 @@ class PeerLinks:
             return f"it belongs to cluster {hello.get('cluster_id')}, this peer to {identity.cluster_id}"
         if hello.get("epoch") != identity.epoch:
             return f"it lives in epoch {hello.get('epoch')}, this peer in {identity.epoch}"
-        return objection(identity, hello) or (None if _is_complete(hello) else "its hello is incomplete or malformed")
+        if (different := objection(identity, hello)) is not None:
+            return different
+        return self._too_old(hello) if _is_complete(hello) else "its hello is incomplete or malformed"
+
+    def _too_old(self, hello: Message) -> str | None:
+        """Such a peer would stop at an entry, a row or a snapshot that it cannot read."""
+        needed = tables.read_head(self.raft.store.view()).format
+        if _level(hello) >= needed:
+            return None
+        return (
+            f"it supports feature level {_level(hello)}, the registry has level {needed}: start a newer release there"
+        )
 
 
 def hello_of(raft: RaftNode) -> Message:
@@ -399,6 +418,7 @@ def hello_of(raft: RaftNode) -> Message:
         "protocol": PROTOCOL,
         "cluster_id": identity.cluster_id,
         "epoch": identity.epoch,
+        "level": tables.FEATURE_LEVEL,
         **announcement(identity),
         **asdict(raft.hello()),
     }
@@ -406,7 +426,7 @@ def hello_of(raft: RaftNode) -> Message:
 
 def _is_complete(hello: Message) -> bool:
     recovered = hello.get("recovered")
-    numbers = [hello.get(name) for name in ("term", "last_index", "last_log_term")]
+    numbers = [_level(hello), *(hello.get(name) for name in ("term", "last_index", "last_log_term"))]
     numbers += recovered if isinstance(recovered, list) else []
     return (
         isinstance(hello.get("store_id"), str)
@@ -414,6 +434,12 @@ def _is_complete(hello: Message) -> bool:
         and (recovered is None or (isinstance(recovered, list) and len(recovered) == 2))
         and all(type(number) is int and 0 <= number < NUMBER_MAX for number in numbers)
     )
+
+
+def _level(hello: Message) -> int:
+    """The highest feature level that a hello tells, which may be malformed. Whoever tells none knows only the first."""
+    level: int = hello.get("level", 1)
+    return level
 
 
 def _said(hello: Message) -> Hello:

@@ -44,7 +44,8 @@ class _Submission:
 
 
 class Proposer:
-    """`full()` says why growth is refused, or None; `poke` makes a turn due; `now_us` is the wall clock."""
+    """`full()` says why growth is refused, or None; `admit` raises the refusal of a command that may not be in the log
+    yet; `poke` makes a turn due; `now_us` is the wall clock."""
 
     def __init__(
         self,
@@ -54,11 +55,12 @@ class Proposer:
         *,
         poke: Callable[[], None],
         full: Callable[[], str | None] = lambda: None,
+        admit: Callable[[Sequence[dict[str, Any]]], None] = lambda _commands: None,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._raft, self._limits, self._leadership, self._poke = raft, limits, leadership, poke
-        self._full, self._now_us, self._clock = full, now_us, clock
+        self._full, self._admit, self._now_us, self._clock = full, admit, now_us, clock
         self._waiting: deque[_Submission] = deque()
         self._in_flight: dict[int, list[_Submission]] = {}
         self._entry_counter = 0
@@ -80,7 +82,8 @@ class Proposer:
         """Replicate the commands in this order, with nothing of their own in between; one result for each.
 
         Waits while nobody leads, up to `leader_wait_s` or the moment `patience` of `Leadership`'s clock. Raises
-        NotLeader when another peer does; NoQuorum, Overloaded, StorageFull, TooLarge: it surely did not happen.
+        NotLeader when another peer does; NoQuorum, Overloaded, StorageFull, TooLarge and what `admit` raises: it surely
+        did not happen.
         OutcomeUnknown: it may have, or may still; repeat it only with the same idempotency key or session sequence.
         """
         if self._commands_waiting + len(commands) > self._limits.propose_queue_max:
@@ -116,6 +119,7 @@ class Proposer:
         refusal = self._full()
         if refusal is not None and any(command.get("op") not in _SHRINKING for command in commands):
             raise errors.StorageFull(refusal)
+        self._admit(commands)
         packed = [msgpack.packb(command) for command in commands]
         size = sum(map(len, packed)) + _HEADER_BYTES
         if size > self._limits.entry_bytes_max or len(packed) > self._limits.entry_commands_max:

@@ -27,6 +27,7 @@ from raftreg.tables import (
     tombstone_key,
     unpack,
     uuid_key,
+    zone_key,
 )
 
 SCAN_ROWS_MAX = 1000
@@ -74,6 +75,14 @@ def state_chunk(view: View, after_number: int, limit: int) -> list[Row]:
         if len(images) == limit:
             break
     return images
+
+
+# -- the state as a whole -----------------------------------------------------------------------------------------
+
+
+def level(view: View) -> int:
+    """The feature level in force."""
+    return read_head(view).level
 
 
 # -- changes ------------------------------------------------------------------------------------------------------
@@ -131,14 +140,25 @@ def zones(view: View) -> dict[str, Row]:
     return {row["zone"]: row for row in _rows(view, ZONES)}
 
 
+def get_zone(view: View, zone: str) -> Row | None:
+    """One zone."""
+    value = view.get(zone_key(zone))
+    return None if value is None else unpack(value)
+
+
+def list_zones(view: View, after: str | None, limit: int) -> tuple[list[Row], str | None]:
+    """A page of zones by name, and the name to give as `after`, or None at the end."""
+    return _page(view, ZONES, None if after is None else zone_key(after), limit, "zone")
+
+
 def gateways(view: View) -> dict[str, Row]:
     """All gateways by name: {"gateway", "zone", "session", "token", "sessions"}; `session` is the one in force."""
     return {row["gateway"]: row for row in _rows(view, GATEWAYS)}
 
 
-def sessions(view: View) -> dict[str, Row]:
-    """All remembered sessions by UUID, fenced ones included."""
-    return {row["session"]: row for row in _rows(view, SESSIONS)}
+def list_sessions(view: View, after: str | None, limit: int) -> tuple[list[Row], str | None]:
+    """A page of remembered sessions by UUID, fenced ones included, and where to go on, or None at the end."""
+    return _page(view, SESSIONS, None if after is None else session_key(after), limit, "session")
 
 
 def get_session(view: View, session: str) -> Row | None:
@@ -169,6 +189,16 @@ def _rows(view: View, prefix: bytes) -> list[Row]:
     return [unpack(value) for _, value in view.scan(prefix, prefix_end(prefix))]
 
 
+def _page(view: View, prefix: bytes, after: bytes | None, limit: int, name: str) -> tuple[list[Row], str | None]:
+    """At most `limit` (1 or more) rows of a table behind the key `after`, and the last one's name where more follow."""
+    page: list[Row] = []
+    for _, value in view.scan(prefix if after is None else after + b"\x00", prefix_end(prefix)):
+        if len(page) == limit:
+            return page, str(page[-1][name])
+        page.append(unpack(value))
+    return page, None
+
+
 # -- projects -----------------------------------------------------------------------------------------------------
 
 
@@ -181,15 +211,7 @@ def get_project(view: View, project: str) -> Row:
 
 def list_projects(view: View, after: str | None, limit: int) -> tuple[list[Row], str | None]:
     """A page of projects that own images or have a quota, in the order of their keys, and where to go on."""
-    start = PROJECTS if after is None else project_key(after) + b"\x00"
-    page: list[Row] = []
-    if limit <= 0:
-        return page, None
-    for _, value in view.scan(start, prefix_end(PROJECTS)):
-        if len(page) == limit:
-            return page, str(page[-1]["project"])
-        page.append(unpack(value))
-    return page, None
+    return _page(view, PROJECTS, None if after is None else project_key(after), limit, "project")
 
 
 # -- counts -------------------------------------------------------------------------------------------------------

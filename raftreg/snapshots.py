@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pysyncobj.config import SERIALIZER_STATE
 
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 _ABANDONED_MAX = 4  # half-installed snapshots waiting for their deletion; more would use up the named databases
 _CHUNKS_PER_TURN = 8  # per peer; a turn with more would keep commits and heartbeats waiting
 _TRIM_PERIOD_S = 1.0  # while a served peer holds the log back, looking for what can go costs more than it frees
+T = TypeVar("T")
 Transmission = tuple[Chunk, bool, bool]
 Held = tuple[bytes, int]
 """What a peer has of a snapshot: its ID, and the sequence of the chunk that comes next."""
@@ -343,7 +344,7 @@ class Snapshots:
     def _is_complete(self, incoming: Content) -> bool:
         if not self._is_newer(incoming.index):
             return self._refuse(f"it ends at {incoming.index}, which is applied already")
-        installed = self._applied_index(self._store.installing_view())
+        installed = self._guarded(lambda: self._applied_index(self._store.installing_view()))
         if installed > incoming.index:
             return self._refuse(f"its rows say index {installed}, its header {incoming.index}")
         return True
@@ -353,9 +354,9 @@ class Snapshots:
         self._forget_incoming()
         return False
 
-    def _guarded(self, step: Callable[[], None]) -> None:
+    def _guarded(self, step: Callable[[], T]) -> T:
         try:
-            step()
+            return step()
         except Exception as error:
             self._fatal(f"installing a snapshot failed: {error!r}")
             raise

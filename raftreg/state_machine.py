@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from raftreg.commands import COMPACT_ROWS_MAX, Invalid, validate
+from raftreg.commands import COMPACT_ROWS_MAX, OPS, Invalid, validate
 from raftreg.state_context import Command, Context, Ok, Refused, context, outcome
 from raftreg.state_epochs import begin_epoch
 from raftreg.state_images import create_image, delete_image, update_image
 from raftreg.state_keys import once
+from raftreg.state_levels import raise_level
 from raftreg.state_numbers import allocate_ids, grant_block, seal_blocks
 from raftreg.state_projects import set_quota
 from raftreg.state_sessions import open_session, session_operation
@@ -73,10 +74,14 @@ def applied_index(view: View) -> int:
 
 
 def run(ctx: Context, command: Command) -> Result:
-    """The result of one command."""
+    """The result of one command. Raises UnknownEntry for one that this release does not know."""
     try:
-        validate(command)
+        validate(command, ctx.head.level)
     except Invalid as invalid:
+        if type(command) is dict and command.get("op") not in OPS:
+            raise UnknownEntry(
+                f"the entry holds a command {command.get('op')!r}, which this release does not know; upgrade this peer"
+            ) from None
         return Refused("invalid", str(invalid)).result()
     action = _OPS[command["op"]]
     if command.get("key") is not None:
@@ -130,5 +135,6 @@ _OPS: dict[str, Callable[[Context, Command], Ok]] = {
     "compact_changes": compact_changes,
     "set_quota": set_quota,
     "begin_epoch": begin_epoch,
+    "raise_level": raise_level,
     "atomic": atomic,
 }

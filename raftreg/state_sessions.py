@@ -173,7 +173,7 @@ def _perform(ctx: Context, payload: bytes, session: Row) -> dict[str, Any]:
     """The inner command's result; a refused one has used up its sequence as well."""
     try:
         inner = unpack(payload)
-        validate(inner)
+        validate(inner, ctx.head.level)
         if inner["op"] not in SESSION_OPS:
             raise Invalid(f"op {inner['op']} cannot come in a session; {', '.join(sorted(SESSION_OPS))} can")
     except (Invalid, ValueError) as invalid:

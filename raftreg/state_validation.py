@@ -17,6 +17,7 @@ from raftreg.tables import (
     KEYS,
     KEYS_BY_AGE,
     LISTING,
+    MIGRATION,
     PROJECTS,
     RESULTS,
     SESSIONS,
@@ -70,6 +71,7 @@ def validate_state(view: View) -> None:
     _check_epochs(view, head)
     _check_sessions(view)
     _check_keys(view)
+    assert (view.get(MIGRATION) is not None) == bool(head.raising), "a migration is under way, or none is"
     assert digest(view) == recompute_digest(view), "the digest kept by apply is not that of the rows"
 
 

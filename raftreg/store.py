@@ -13,6 +13,7 @@ they say must fit together: a peer never serves from a disk that contradicts its
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 import shutil
@@ -26,7 +27,7 @@ import lmdb
 import msgpack
 
 from raftreg.records import DamagedRecord, LogEntry, log_entry, log_key, log_record, seal, unseal
-from raftreg.tables import RowWatch, View
+from raftreg.tables import DamagedHead, RowWatch, UnknownLevel, View, read_head
 
 __all__ = ["Identity", "LogEntry", "StateReader", "Store", "StoreError", "initialise", "store_path"]
 
@@ -157,8 +158,10 @@ def _identity_from_row(row: bytes, path: Path) -> Identity:
             f"{path} was written by a newer release (format {fields['format']}, this release reads up to {FORMAT}); "
             "start that release, or a newer one, on it."
         )
+    # A later release may say more in the same format, and this one may be started on its store again.
+    known = {field.name: fields[field.name] for field in dataclasses.fields(Identity) if field.name in fields}
     lists = {name: tuple(fields.get(name, ())) for name in ("peers", "previous_peers")}
-    return Identity(**{**fields, **lists})
+    return Identity(**{**known, **lists})
 
 
 def sync_directory(path: Path) -> None:
@@ -271,6 +274,15 @@ class Store:
         self._garbage_generations: list[int] = self._get_packed(_GARBAGE, [])
         self._page_size = int(self.txn.stat(self._meta)["psize"])
         self._check_generation()
+        self._check_level()
+
+    def _check_level(self) -> None:
+        try:
+            read_head(self.view())
+        except UnknownLevel as unknown:
+            raise StoreError(f"{self.path} is of another release: {unknown}") from None
+        except DamagedHead:
+            pass  # for `check_log` to say, or whoever reads the state
 
     def _open_db(self, name: bytes) -> Any:
         # Always with the open transaction: without one, py-lmdb would wait for the writer lock that we hold.

@@ -5,7 +5,7 @@ a backup and a generation flip copy or exchange the whole keyspace without knowi
 
 | prefix | key behind it | value |
 |---|---|---|
-| `!` | - | head: checksum (crc32), then applied index, digest, time, counters |
+| `!` | - | head: checksum (crc32), then format, applied index, digest, counters |
 | `I` | number | image (the public map) |
 | `T` | number | tombstone of a deleted image: number and UUID are never used again |
 | `U` | uuid (16) | number, of images and tombstones |
@@ -20,6 +20,7 @@ a backup and a generation flip copy or exchange the whole keyspace without knowi
 | `E` | time, hash of scope, key | nothing: idempotency rows by age |
 | `O` | project, or its hash | project: what it owns and may own at most |
 | `P` | epoch | what was begun by a recovery: the numbers skipped, revision and time |
+| `M` | - | where the migration to the next feature level goes on, while it is under way |
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ import msgpack
 
 Row = dict[str, Any]
 
-FORMAT = 3
+FEATURE_LEVEL = 1
+"""The highest feature level that this release supports; the level in force is in the head (`raftreg.state_levels`)."""
+FEATURE_LEVEL_MIN = 1
+"""The lowest one of which it reads states. A state that nothing was applied to is of level 1, in every release."""
+
 NUMBER_MAX = 2**53 - 1
 """Image numbers, revisions and versions stay exact in JSON readers that know only doubles."""
 
@@ -49,8 +54,9 @@ IMAGES, TOMBSTONES, UUIDS, LISTING, CHANGES = b"I", b"T", b"U", b"L", b"C"
 BLOCKS, ZONES, GATEWAYS, SESSIONS, RESULTS = b"B", b"Z", b"G", b"S", b"R"
 KEYS, KEYS_BY_AGE = b"K", b"E"
 EPOCHS, PROJECTS = b"P", b"O"
+MIGRATION = b"M"
 
-DIGESTED = frozenset(b"ITCBZGSRKPO")
+DIGESTED = frozenset(b"ITCBZGSRKPOM")
 """First bytes of canonical rows. `U`, `L` and `E` are derived from these; of the head, `digest` takes the counters."""
 
 DIGEST_MODULUS = 1 << 128
@@ -194,9 +200,14 @@ def new_project(project: str) -> Row:
 # -- head ---------------------------------------------------------------------------------------------------------
 
 COUNTERS = (
+    "level", "raising",
     "time_us", "next_id", "revision", "floor", "images", "tombstones", "changes", "keys", "zones", "gateways",
     "sessions", "blocks", "projects",
 )  # fmt: skip
+
+
+class UnknownLevel(Exception):
+    """A state, or a committed entry, is of a feature level that this release does not read. The peer stops."""
 
 
 class DamagedHead(Exception):
@@ -207,13 +218,16 @@ class Head:
     """The hot numbers of the state in one row: read once and written once per entry.
 
     `rows_digest` sums the hashes of all canonical rows; `floor` is the lowest revision still in the feed; `next_id`
-    the next number to be issued; `keys` counts idempotency rows.
+    the next number to be issued; `keys` counts idempotency rows. `level` is the feature level in force; `raising` is 1
+    while the migration to the next one is under way, else 0.
     """
 
     __slots__ = ("applied", "rows_digest", *COUNTERS)
 
     applied: int
     rows_digest: int
+    level: int
+    raising: int
     time_us: int
     next_id: int
     revision: int
@@ -236,19 +250,26 @@ class Head:
     def counters(self) -> list[int]:
         """What is digested of the head: everything but the applied index, which depends on the cut of entries."""
         return [
+            self.level, self.raising,
             self.time_us, self.next_id, self.revision, self.floor, self.images, self.tombstones, self.changes,
             self.keys, self.zones, self.gateways, self.sessions, self.blocks, self.projects,
         ]  # fmt: skip
 
     def restore(self, counters: list[int]) -> None:
         (
+            self.level, self.raising,
             self.time_us, self.next_id, self.revision, self.floor, self.images, self.tombstones, self.changes,
             self.keys, self.zones, self.gateways, self.sessions, self.blocks, self.projects,
         ) = counters  # fmt: skip
 
+    @property
+    def format(self) -> int:
+        """The feature level that a release must support to read this state."""
+        return self.level + self.raising
+
 
 _CHECKSUM_BYTES = 4
-_EMPTY = [0, 1, 0, 1, *(0 for _ in COUNTERS[4:])]
+_EMPTY = [1, 0, 0, 1, 0, 1, *(0 for _ in COUNTERS[6:])]
 
 
 def read_head(view: View) -> Head:
@@ -258,20 +279,27 @@ def read_head(view: View) -> Head:
 
 
 def decode_head(row: bytes) -> Head:
-    """The head's row. Raises DamagedHead, ValueError for another format."""
+    """The head's row. Raises DamagedHead, UnknownLevel."""
     packed = row[_CHECKSUM_BYTES:]
     if int.from_bytes(row[:_CHECKSUM_BYTES], "big") != zlib.crc32(packed):
         raise DamagedHead("it does not match its checksum")
-    version, applied, rows_digest, counters = unpack(packed)
-    if version > FORMAT:
-        raise ValueError(f"the state has format {version}, this release reads format {FORMAT}; upgrade this peer first")
-    if version < FORMAT:
-        raise ValueError(f"the state has format {version}, which no release had; start with an empty directory")
+    level, *fields = unpack(packed)
+    if level > FEATURE_LEVEL:
+        raise UnknownLevel(
+            f"the state has feature level {level}, this release reads up to {FEATURE_LEVEL}: start a release that "
+            f"supports feature level {level}; only a backup from before the level was raised leads back"
+        )
+    if level < FEATURE_LEVEL_MIN:
+        raise UnknownLevel(
+            f"the state has feature level {level}, this release reads {FEATURE_LEVEL_MIN} and above: start a release "
+            f"that supports {level} and {level + 1}, run `raftreg level raise`, then start this one again"
+        )
+    applied, rows_digest, counters = fields
     return Head(applied, int.from_bytes(rows_digest, "little"), counters)
 
 
 def write_head(view: View, head: Head) -> None:
-    packed = pack([FORMAT, head.applied, head.rows_digest.to_bytes(16, "little"), head.counters()])
+    packed = pack([head.format, head.applied, head.rows_digest.to_bytes(16, "little"), head.counters()])
     view.put(HEAD, zlib.crc32(packed).to_bytes(_CHECKSUM_BYTES, "big") + packed)
 
 

@@ -80,6 +80,10 @@ class VoterLinks:
         """Why a voter does not accept us, by name; for status."""
         return dict(self._refusals)
 
+    def levels(self) -> dict[str, int]:
+        """Nothing: an observer leads nobody, so voters don't tell it what they support."""
+        return {}
+
     def check(self) -> None:
         """Once per tick: ping what is quiet, break what is silent."""
         at = now()

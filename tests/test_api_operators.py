@@ -45,6 +45,29 @@ async def test_operators_see_sessions_and_blocks_by_pages(cluster: Registry) -> 
         assert (await http("GET", "blocks?gateway=fra-1")).body == {"blocks": [], "next": None}
 
 
+async def test_zones_and_sessions_come_in_pages_and_the_client_reads_them_all(tmp_path: Path) -> None:
+    limits = Limits(page_rows_default=2, page_rows_max=2)
+    async with registry(tmp_path, limits=limits) as cluster, cluster.http() as http, cluster.client() as client:
+        zones = ["ams", "ber", "fra", "lon", "osl"]
+        for zone in reversed(zones):
+            await client.register_zone(zone)
+        page = (await http("GET", "zones")).body
+        assert (list(page["zones"]), page["next"]) == (zones[:2], "ber")
+        page = (await http("GET", "zones?limit=9&after=fra")).body
+        assert (list(page["zones"]), page["next"]) == (zones[3:], None)
+        assert (list((await http("GET", "zones?limit=0")).body["zones"])) == zones[:1]
+        assert sorted(await client.zones()) == zones
+        sessions = [SESSION[:-1] + str(number) for number in range(3)]
+        for number, name in enumerate(sessions):
+            await client.open_session(
+                gateway=f"gw{number}", zone="ams", session=name, highest_sequence=0, acked_sequence=0,
+                acked_hash=wire.CHAIN_START,
+            )  # fmt: skip
+        page = (await http("GET", f"sessions?after={sessions[0].upper()}&limit=1")).body
+        assert (list(page["sessions"]), page["next"]) == ([sessions[1]], sessions[1])
+        assert sorted(await client.sessions()) == sessions
+
+
 # -- compaction ---------------------------------------------------------------------------------------------------
 
 

@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from raftreg import backup, backup_file, backup_retention, backup_run, cluster_init, config, stored_peer
+from raftreg import backup, backup_file, backup_retention, backup_run, cli, cluster_init, config, stored_peer
 from raftreg.backup import NoRoom
 from raftreg.backup_retention import Kept, file_name
 from raftreg.backup_run import Job
 from raftreg.backup_schedule import BackupKeeper
+from raftreg.cli_connection import moment
 from raftreg.config import MIB, BackupSchedule, ConfigError, PeerConfig
 from tests.gateway.running import until
 from tests.registry import free_ports, registry
@@ -420,12 +421,14 @@ async def test_a_peer_that_serves_shows_its_backups_in_status_and_metrics(tmp_pa
         full = scheduled(plain, tmp_path / "saved", every_s=3600.0, backup_retry_s=3600.0, disk_reserve_bytes=1 << 60)
         said = await restarted(full, lambda shown: shown["failures"] == 1)
         assert any("bytes free" in error for error in said["errors"])
+        assert "none yet" in cli._status_row(said)
         told = await metrics()
         assert (told["failing"], told['failures_total{reason="no_room"}']) == (1, 1)
         assert math.isnan(told["last_success_timestamp_seconds"])
 
         said = await restarted(scheduled(plain, tmp_path / "saved", every_s=3600.0), lambda shown: shown["last"])
         assert said["errors"] == []
+        assert moment(said["backup"]["last"]["created_us"]) in cli._status_row(said)
         told, last = await metrics(), said["backup"]["last"]
         (file,) = (tmp_path / "saved").iterdir()
         label, _ = backup.verify(file)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -20,6 +22,7 @@ import lmdb
 import msgpack
 import pytest
 
+from raftreg import cli
 from raftreg.records import seal, unseal
 from tests.registry import free_ports
 
@@ -183,9 +186,32 @@ def test_without_a_configuration_every_command_says_how_to_name_one(
     assert "nowhere" in raftreg("serve", status=1)
 
 
-def test_wrong_usage_is_2_and_help_has_examples() -> None:
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A command and all below it."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from parsers(below)
+
+
+def test_the_help_of_every_command_ends_with_examples_that_are_right_and_exit_statuses() -> None:
+    top = cli._parser()
+    assert len(list(parsers(top))) > 40
+    for parser in parsers(top):
+        head, _, statuses = (parser.epilog or "").partition("\nexit status: 0 done")
+        assert statuses, f"{parser.prog} --help"
+        lines = head.removeprefix("examples:\n").replace("\\\n", "").splitlines()
+        examples = [line for line in lines if line.startswith("  raftreg ")]
+        assert any(example.strip().startswith(parser.prog) for example in examples), f"{parser.prog} --help"
+        for example in examples:
+            # What a shell does around it, and the remark behind it, are not the command's.
+            words = shlex.split(re.split(r" \||   ", example.strip())[0])
+            top.parse_args(words[1:])
+
+
+def test_wrong_usage_is_2_and_version_is_told() -> None:
     assert "usage" in raftreg("sevre", status=2)
-    assert "examples:" in raftreg("--help")
     assert re.fullmatch(r"raftreg \d+\.\d+\.\d+\S*\n", raftreg("version"))
 
 

@@ -193,13 +193,6 @@ def test_what_the_registry_refuses_is_1_and_its_sentence(arguments: tuple[str, .
     assert answer.count("\n") == 1
 
 
-@pytest.mark.parametrize("noun", [*NOUNS, "digest", "compact"])
-def test_the_help_of_every_noun_has_examples_and_exit_statuses(noun: str) -> None:
-    answer = said(noun, "--help", status=0)
-    assert f"examples:\n  raftreg {noun}" in answer
-    assert "exit status: 0 done" in answer
-
-
 # -- numbers, zones, sessions, blocks -----------------------------------------------------------------------------
 
 
@@ -220,6 +213,57 @@ def test_a_zone_is_added_shown_and_listed(running: Path) -> None:
     assert documented("zone", "list")["zones"]["lon"] == added
     assert "lon.example" in said("zone", "list")
     assert "lon.example" in said("zone", "show", "lon")
+
+
+def test_quotas_of_a_project_are_set_one_by_one_and_shown(running: Path) -> None:
+    name = "a project/of 100%"
+    assert documented("project", "set", name, "--images", 5, "--bytes", 100)["bytes_max"] == 100
+    changed = documented("project", "set", name, "--bytes", "none")
+    assert changed == {"project": name, "images": 0, "bytes": 0, "images_max": 5, "bytes_max": None}
+    assert documented("project", "show", name) == changed
+    assert "no bound" in said("project", "show", name)
+    page = documented("project", "list", "--limit", 1)
+    assert len(page["projects"]) == 1
+    said("project", "set", "zzz", "--images", 0)
+    said("image", "create", "--owner", "zzz", status=1)
+    assert f"more: --after {page['projects'][0]['project']}" in said("project", "list", "--limit", 1)
+    assert "name what is to be bounded" in said("project", "set", name, status=2)
+    assert "must be a whole number" in said("project", "set", name, "--images", "-1", status=2)
+
+
+def test_images_whose_data_nobody_can_get_are_listed_with_who_holds_them(running: Path) -> None:
+    (url,) = status_urls(running)
+    place = {"zone": "away", "store": "away", "key": "k-lost"}
+
+    async def make() -> int:
+        files = operator_files(running)
+        assert files is not None
+        async with Client([url], ssl=api_client_context(files)) as client:
+            attributes = {"name": "gone", "owner": "losers", "status": "active"}
+            made = [await client.create_image(attributes=attributes, locations=[place]) for _ in range(2)]
+            await client.update_image(made[1]["number"], {"status": "deactivated"}, remove_locations=["k-lost"])
+            return int(made[0]["number"])
+
+    number = asyncio.run(make())
+    page = documented("image", "lost", "--owner", "losers")
+    assert [image["number"] for image in page["images"]] == [number, number + 1]
+    listed = said("image", "lost", "--owner", "losers", "--limit", 1)
+    assert "held by" in listed
+    assert "away" in listed
+    assert f"more: --marker {number}" in listed
+    assert "away" not in said("image", "lost", "--owner", "losers", "--marker", number)
+
+
+def test_the_feature_level_is_shown_and_raising_it_to_what_nobody_supports_is_refused(running: Path) -> None:
+    assert documented("level", "show") == {
+        "in_force": 1, "raising": False, "highest": 1, "held_back_by": [],
+        "members": [{"kind": "voter", "name": "a", "level": 1}],
+    }  # fmt: skip
+    assert said("level", "show").startswith("feature level 1 is in force\n")
+    assert said("level", "raise") == "feature level 1 is in force\n"
+    assert documented("level", "raise", "--to", 1) == {"level": 1}
+    answer = said("level", "raise", "--to", 2, status=1)
+    assert answer == "raftreg: feature level 2 is held back by voter a (supports 1) [level_held_back]\n"
 
 
 def granted(directory: Path, gateway: str, session: str) -> dict[str, Any]:

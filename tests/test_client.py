@@ -241,3 +241,38 @@ async def test_every_endpoint_tells_its_status_or_why_not(plain: Registry) -> No
         assert isinstance(here, dict)
         assert here["name"] == "a"
         assert isinstance(away, errors.Unreachable)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a%2Fb", "a?b=c", "a#b", "a b", "ä", "..x", "%", "zones/x/heartbeat"])
+async def test_a_name_never_becomes_another_path(plain: Registry, name: str) -> None:
+    """What a path may not hold as it is reaches the registry as a part of the name: of a project, where every name is
+    good, and elsewhere in the sentence that refuses it."""
+    async with Client([plain.url("a")], deadline_s=5) as client:
+        assert (await client.set_quota(name, images_max=3))["project"]["project"] == name
+        assert (await client.project(name))["images_max"] == 3
+        with pytest.raises(errors.BadRequest) as refused:
+            await client.get_image(name)
+        assert repr(name) in refused.value.message
+        with pytest.raises(errors.NotFound) as unknown:
+            await client.heartbeat(name, name)
+        assert unknown.value.code == "zone_not_found"
+        with pytest.raises(errors.NotFound) as missing:
+            await client.zone(name)
+        assert repr(name) in missing.value.message
+        for call in (
+            client.register_gateway(name, name, "https://x"),
+            client.update_image(name, {"name": "x"}),
+            client.delete_image(name),
+            client.session_operations(name, [{"sequence": 1, "previous_hash": wire.CHAIN_START, "payload": b"x"}]),
+        ):
+            with pytest.raises(errors.RegistryError) as invalid:
+                await call
+            assert invalid.value.code in ("invalid", "session_unknown"), invalid.value
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+async def test_a_name_that_no_path_can_carry_is_refused_before_it_is_sent(name: str) -> None:
+    async with Client(["http://127.0.0.1:1"]) as client:
+        for call in (client.zone(name), client.project(name), client.get_image(name)):
+            with pytest.raises(errors.BadRequest, match="is no name"):
+                await call

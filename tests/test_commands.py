@@ -49,6 +49,7 @@ GOOD: list[dict[str, Any]] = [
     {"op": "compact_changes", "floor": 1},
     {"op": "set_quota", "project": "demo", "images_max": 10, "bytes_max": None},
     {"op": "begin_epoch", "epoch": 2, "id_floor": 7},
+    {"op": "raise_level", "level": 2},
     {"op": "atomic", "operations": [CREATE, UPDATE]},
 ]
 

@@ -45,7 +45,7 @@ async def test_a_zone_is_live_from_its_first_heartbeat_until_a_term_of_silence(c
     await leases.check()
     for zone in ("ams", "fra"):
         assert await leases.heartbeat(zone, f"{zone}-1") == {
-            "zone": zone, "gateway": f"{zone}-1", "live": True, "lease_s": 10.0,
+            "zone": zone, "gateway": f"{zone}-1", "live": True, "lease_s": 10.0, "level": 1,
         }  # fmt: skip
     assert live(cluster) == {"ams", "fra"}
     clock.now += 6

@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raftreg import errors, listing
-from raftreg.tables import INDEXES, image_key
+from raftreg.tables import INDEXES, image_key, read_head
 from tests.many_images import populate
-from tests.state_life import Document, Life, a_state, create, delete, update, uuid_of
+from tests.state_life import Document, Life, a_state, create, delete, location, update, uuid_of
 
 Populated = tuple[Life, list[Document]]
 MANY = 1 << 30
@@ -262,3 +262,49 @@ def test_uuids_of_any_kind_are_sorted(tmp_path: Path, first_byte: str) -> None:
         life.do(create("a"), {**create("b"), "uuid": odd}, update(1, set={"name": "x"}))
         by_uuid = sorted([(uuid_of("a"), 1), (odd, 2)])
         assert walk(life, 1, sort="uuid") == [number for _, number in by_uuid]
+
+
+def test_an_image_is_lost_while_no_live_zone_holds_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "SCAN_ROWS_MAX", 3)
+    with a_state(tmp_path) as view:
+        life = Life(view)
+
+        def live(zone: str, is_live: bool) -> None:
+            life.ok({"op": "register_zone", "zone": zone})
+            life.ok({"op": "set_zone_lease", "zone": zone, "live": is_live})
+
+        def lost() -> list[str]:
+            names: list[str] = []
+            marker: int | None = None
+            while True:
+                page, marker = listing.list_images(view, lost=True, owner="demo", marker=marker, limit=2)
+                names += [image["name"] for image in page]
+                if marker is None:
+                    return names
+
+        def held(alias: str, *places: Document, **more: Any) -> None:
+            life.ok(create(alias, status="active", locations=list(places), owner="demo", **more))
+
+        live("fra", True)
+        live("ber", False)
+        life.ok(create("without data yet", owner="demo"))
+        held("in a live zone", location("a", "fra"))
+        held("in a zone that is away", location("b", "ber"))
+        held("in both", location("c", "ber"), location("d", "fra"))
+        held("only to come in the live one", location("e", "ber"), {**location("f", "fra"), "status": "pending"})
+        held("in a store of no zone", {**location("g"), "zone": None})
+        held("in a zone that nobody knows", location("h", "nowhere"))
+        held("given up", location("i", "fra"))
+        given_up = read_head(view).images
+        life.ok(update(given_up, set={"status": "deactivated"}, actor={"admin": True}))
+        life.ok(update(given_up, remove_locations=["i"]))
+        held("deactivated", location("k", "ber"))
+        life.ok(update(given_up + 1, set={"status": "deactivated"}, actor={"admin": True}))
+        life.ok(create("another project's", status="active", locations=[location("l", "ber")], owner="other"))
+        away = ["in a zone that is away", "only to come in the live one", "in a zone that nobody knows", "given up",
+                "deactivated"]  # fmt: skip
+        assert lost() == away
+        live("ber", True)
+        assert lost() == ["in a zone that nobody knows", "given up"]
+        live("fra", False)
+        assert lost() == ["in a live zone", "in a zone that nobody knows", "given up"]

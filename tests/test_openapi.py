@@ -23,6 +23,7 @@ from raftreg import (
     api_changes,
     api_images,
     api_leader,
+    api_level,
     api_openapi,
     api_projects,
     api_zones,
@@ -38,8 +39,8 @@ DOCUMENT = api_openapi.document()
 METHODS = ("get", "head", "post", "put", "patch", "delete")
 SOURCES = Path(api.__file__).parent
 NEVER_SENT = {
-    # General classes of the tree, what clients say themselves, and what only `raftreg recover` meets.
-    "error", "gone", "indefinite", "not_found", "unreachable", "epoch_passed",
+    # General classes of the tree, what clients say themselves, and what the API never asks for.
+    "error", "gone", "indefinite", "not_found", "unreachable", "epoch_passed", "level_skipped",
 }  # fmt: skip
 
 
@@ -229,6 +230,7 @@ def test_enumerations_are_those_of_the_code() -> None:
         ("QuotaRequest", api_projects._QUOTA),
         ("CompactRequest", api_changes._COMPACT),
         ("TransferRequest", api_leader._TRANSFER),
+        ("RaiseRequest", api_level._RAISE),
     ],
 )
 def test_the_fields_of_a_request_are_those_that_the_api_takes(schema: str, fields: Mapping[str, Any]) -> None:
@@ -324,8 +326,8 @@ async def exercise(judge: Judge, accept: str) -> None:
     """Every operation, with an answer of each shape that it has."""
     await judge("PUT", "zones/ams", {"endpoint": "https://x:1", "capabilities": {"arch": "arm64"}}, accept=accept)
     await judge("PUT", "zones/ams/gateways/ams-1", {"endpoint": "https://x:2"}, accept=accept)
-    await judge("POST", "zones/ams/heartbeat", {"gateway": "ams-1"}, accept=accept)
-    await judge("GET", "zones", accept=accept)
+    await judge("POST", "zones/ams/heartbeat", {"gateway": "ams-1", "level": 1}, accept=accept)
+    await judge("GET", "zones?limit=1&after=a", accept=accept)
     await judge("GET", "zones/ams?consistency=bounded&max_staleness=60", accept=accept)
     place = {"zone": "ams", "store": "ams", "key": "k", "size": 3, "md5": "0" * 32, "sha512": "0" * 128}
     attributes = {"name": "x", "status": "active", "size": 3, "checksum": "0" * 32, "disk_format": "raw"}
@@ -342,7 +344,7 @@ async def exercise(judge: Judge, accept: str) -> None:
     await judge("GET", "projects?limit=1", accept=accept)
     await judge("POST", "images", {"attributes": {"owner": "p"}}, accept=accept)
     await judge("GET", "images?sort=name:asc&limit=5&owner=nobody", accept=accept)
-    await judge("GET", "images?limit=1", accept=accept)
+    await judge("GET", "images?limit=1&lost=true", accept=accept)
     await judge("GET", "bootstrap?limit=1", accept=accept)
     bad = {"op": "delete_image", "image": {"number": 999_999}}
     good = [{"op": "create_image", "attributes": {"name": "z"}}, {"op": "allocate_ids", "count": 2}]
@@ -355,7 +357,7 @@ async def exercise(judge: Judge, accept: str) -> None:
     await judge("POST", "ids", {"count": 3}, accept=accept)
     await drain(judge, accept)
     for path in (
-        "sessions",
+        "sessions?limit=1",
         f"sessions/{SESSION}",
         "blocks?limit=1",
         "blocks?gateway=ams-1",
@@ -365,6 +367,8 @@ async def exercise(judge: Judge, accept: str) -> None:
         await judge("GET", path, accept=accept)
     await judge("POST", "scrub", accept=accept)
     await judge("POST", "leader/transfer", {"to": "a"}, accept=accept)
+    await judge("POST", "level/raise", {"level": 1}, accept=accept)
+    await judge("POST", "level/raise", {"level": 2}, accept=accept)
     await judge("GET", "/healthcheck", accept=accept)
 
 
@@ -446,6 +450,7 @@ def forbidden() -> list[tuple[str, str, Any]]:
         ("GET", "digest", None),
         ("POST", "scrub", None),
         ("POST", "leader/transfer", {}),
+        ("POST", "level/raise", {}),
     ]
 
 

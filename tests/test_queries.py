@@ -114,3 +114,26 @@ def walk_blocks(life: Life, gateway: str | None, limit: int) -> list[int]:
         assert len(page) <= limit
         found += [block["first"] for block in page]
     return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 50])
+def test_the_pages_of_zones_and_sessions_hold_every_one_once_in_order(tmp_path: Path, size: int) -> None:
+    with a_state(tmp_path) as view:
+        life = Life(view, validate=False)
+        for number in range(5):
+            Gateway(life, f"gw{number}", f"zone-{number}", f"s{number}").open()
+        zones = [f"zone-{number}" for number in range(5)]
+        sessions = sorted(uuid_of(f"s{number}") for number in range(5))
+        for read, name, wanted in ((queries.list_zones, "zone", zones), (queries.list_sessions, "session", sessions)):
+            found: list[str] = []
+            after: str | None = None
+            while True:
+                page, after = read(view, after, size)
+                assert len(page) <= size
+                found += [row[name] for row in page]
+                if after is None:
+                    break
+            assert found == wanted
+        assert queries.get_zone(view, "zone-3") == queries.zones(view)["zone-3"]
+        assert queries.get_zone(view, "zone-9") is None
+        assert queries.list_zones(view, "zone-2x", 1)[0][0]["zone"] == "zone-3", "a name that is not there"

@@ -20,7 +20,7 @@ from raftreg.records import DamagedRecord
 from raftreg.scrub import Scrubber
 from raftreg.state_scrub import FINDINGS_MAX, Pass, checked_rows
 from raftreg.store import Store, initialise
-from raftreg.tables import DIGESTED, HEAD, KEYS_BY_AGE, LISTING, UUIDS, View, index_keys, pack, unpack
+from raftreg.tables import DIGESTED, HEAD, KEYS_BY_AGE, LISTING, MIGRATION, UUIDS, View, index_keys, pack, unpack
 from tests.state_life import Gateway, Life, a_state, create, delete, location, update
 
 ALL = 1 << 30
@@ -65,12 +65,9 @@ def keys(view: View) -> list[bytes]:
 
 def test_the_population_of_these_tests_has_rows_in_every_table(view: View) -> None:
     populated(view, validate=True)
-    assert {key[:1] for key in keys(view)} == {bytes((code,)) for code in DIGESTED} | {
-        HEAD,
-        UUIDS,
-        LISTING,
-        KEYS_BY_AGE,
-    }
+    derived = {HEAD, UUIDS, LISTING, KEYS_BY_AGE}
+    # A migration has its row only while it is under way.
+    assert {key[:1] for key in keys(view)} == {bytes((code,)) for code in DIGESTED} - {MIGRATION} | derived
 
 
 @pytest.mark.parametrize("rows", [1, 7, ALL])

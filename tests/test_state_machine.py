@@ -46,7 +46,10 @@ def test_an_entry_is_never_applied_twice(life: Life) -> None:
         state_machine.apply(life.view, life.index, pack([1, life.now_us, []]))
 
 
-@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x01", pack([2, 1, []]), pack([1, "now", []]), pack([1, 1, {}])])
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"\xc1", b"\x01", pack([2, 1, []]), pack([1, "now", []]), pack([1, 1, {}]), pack([1, 1, [{"op": "new"}]])],
+)
 def test_an_entry_that_cannot_be_read_stops_the_peer_and_changes_nothing(life: Life, payload: bytes) -> None:
     with pytest.raises(UnknownEntry):
         state_machine.apply(life.view, 1, payload)
@@ -54,7 +57,7 @@ def test_an_entry_that_cannot_be_read_stops_the_peer_and_changes_nothing(life: L
 
 
 def test_a_malformed_command_is_refused_and_the_others_of_its_entry_are_applied(life: Life) -> None:
-    first, second, third = life.do({"op": "nonsense"}, create("a"), create("b", min_ram=-1))
+    first, second, third = life.do({"op": "create_image"}, create("a"), create("b", min_ram=-1))
     assert first["error"]["code"] == third["error"]["code"] == "invalid"
     assert second["ok"]["number"] == 1
 

@@ -291,7 +291,7 @@ async def test_a_peer_that_did_not_read_its_rows_is_a_trouble_and_not_passed_ove
 
     client = Client(["https://127.0.0.1:1"])
     monkeypatch.setattr(client, "each", each)
-    troubles = await cli_verify._scrub(client, quiet=True)
+    troubles = await cli_verify._scrub(client)
     assert troubles == [
         "b was started anew while it was scrubbed",
         "c was not scrubbed: c cannot be reached",

@@ -18,6 +18,10 @@ from zonegw.errors import FeedGone, RegistryAway, RegistryRefused
 
 log = logging.getLogger(__name__)
 
+FEATURE_LEVEL = 1
+"""The highest feature level of the registry that this gateway understands; the registry does not rise above it while
+the gateway is live."""
+
 # Verdicts on the request itself. Everything else passes, or leaves the outcome open: the same request is sent again.
 _VERDICTS = (errors.BadRequest, errors.TooLarge, errors.Forbidden, errors.NotFound, errors.Conflict)
 _MALFORMED = (errors.BadRequest, errors.TooLarge)
@@ -71,7 +75,8 @@ class Uplink:
                 await self._client.register_zone(zone)
                 await self._client.register_gateway(zone, gateway, self._config.advertise or "")
                 self._registered = True
-            await self._client.heartbeat(zone, gateway, deadline_s=self._limits.heartbeat_deadline_s)
+            deadline_s = self._limits.heartbeat_deadline_s
+            await self._client.heartbeat(zone, gateway, level=FEATURE_LEVEL, deadline_s=deadline_s)
 
     def _settle(self, error: str | None) -> None:
         was = self.up

@@ -64,8 +64,9 @@ class _RegistryClient:
     async def register_gateway(self, zone: str, gateway: str, endpoint: str) -> Any:
         return await self._propose({"op": "register_gateway", "zone": zone, "gateway": gateway, "endpoint": endpoint})
 
-    async def heartbeat(self, zone: str, gateway: str, *, deadline_s: float) -> Any:
-        return await self._gateway.ask("heartbeat", {"zone": zone, "gateway": gateway}, deadline_s=deadline_s)
+    async def heartbeat(self, zone: str, gateway: str, *, level: int, deadline_s: float) -> Any:
+        said = {"zone": zone, "gateway": gateway, "level": level}
+        return await self._gateway.ask("heartbeat", said, deadline_s=deadline_s)
 
     async def open_session(self, **fields: Any) -> Any:
         return await self._propose({"op": "open_session", **fields})

@@ -85,7 +85,7 @@ async def _propose(server: RegistryProcess, body: Document) -> list[Document]:
 
 async def _heartbeat(server: RegistryProcess, body: Document) -> Document:
     assert server.leases is not None
-    return await server.leases.heartbeat(body["zone"], body["gateway"])
+    return await server.leases.heartbeat(body["zone"], body["gateway"], body["level"])
 
 
 async def _read(server: RegistryProcess, body: Document) -> Document:

@@ -13,22 +13,12 @@ from typing import Any
 from raftreg import backup, main
 from raftreg.backup import Label
 from raftreg.commands import EPOCH_IDS_SKIPPED
+from tests.gateway.restoring import command
 from tests.gateway.running import Zone, running, until
 from tests.gateway.test_recover import in_epoch
 from tests.registry import Registry, registry
-from tests.test_cli import COMMAND
 
 BLOB = b"image data"
-
-
-async def command(*arguments: object) -> str:
-    """`raftreg` as a process of its own, which must succeed; what it says."""
-    process = await asyncio.create_subprocess_exec(
-        *COMMAND, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    said = (await process.communicate())[0].decode()
-    assert process.returncode == 0, said
-    return said
 
 
 async def backed_up_under_load(cluster: Registry, zone: Zone, file: Path) -> list[dict[str, Any]]:

@@ -75,6 +75,18 @@ def seal_all(ctx: Context, session: Row) -> int:
     return len(blocks)
 
 
+def hand_over(ctx: Context, older: Row, session: str, token: int) -> list[int]:
+    """Give the live blocks of a session to the one that follows; their first numbers."""
+    blocks: list[int] = older["blocks"]
+    older["blocks"] = []
+    for first in blocks:
+        old = ctx.get(block_key(first))
+        assert old is not None, f"block {first} of a session is missing"
+        ctx.replace(block_key(first), old, pack({**unpack(old), "session": session, "token": token}))
+    ctx.touch(older)
+    return blocks
+
+
 def _seal(ctx: Context, first: int) -> None:
     key = block_key(first)
     old = ctx.get(key)

@@ -15,7 +15,7 @@ from typing import Any
 from raftreg.commands import SESSION_OPS, SESSION_WINDOW, SESSIONS_PER_GATEWAY_MAX, Invalid, validate
 from raftreg.state_context import Command, Context, Ok, Refused, outcome
 from raftreg.state_images import create_image, delete_image, recalled, remembered, update_image
-from raftreg.state_numbers import check_floor, live_session, raise_floor, seal_all
+from raftreg.state_numbers import check_floor, hand_over, live_session, raise_floor, seal_all
 from raftreg.state_zones import ensure_gateway, save_gateway
 from raftreg.tables import Row, hash16, pack, result_key, unpack
 
@@ -78,16 +78,20 @@ def _known(ctx: Context, command: Command) -> Row | None:
 
 
 def _begin(ctx: Context, command: Command, lost_line: bool) -> Row | None:
-    """The new session; None when it has a past that is not known here, and was not lost with an epoch."""
+    """The new session; None when it has a past that is not known here, and was not lost with an epoch.
+
+    One that was lost with it brings back what its gateway numbered out of the blocks of the session before.
+    """
     gateway = ensure_gateway(ctx, command, command["gateway"], command["zone"])
     has_past = command["acked_sequence"] > 0 or command["acked_hash"] != CHAIN_START
     forgotten = gateway["token"] > len(gateway["sessions"])
     if has_past and (forgotten or not lost_line):
         return None
     older = ctx.session(gateway["session"]) if gateway["session"] is not None else None
+    gateway["token"] += 1
+    blocks = hand_over(ctx, older, command["session"], gateway["token"]) if older is not None and lost_line else []
     if older is not None and older["fenced"] is None:
         fence(ctx, command, older, SUPERSEDED)
-    gateway["token"] += 1
     gateway["session"] = command["session"]
     gateway["sessions"].append(command["session"])
     while len(gateway["sessions"]) > SESSIONS_PER_GATEWAY_MAX:
@@ -98,7 +102,7 @@ def _begin(ctx: Context, command: Command, lost_line: bool) -> Row | None:
         {
             "session": command["session"], "gateway": command["gateway"], "zone": command["zone"],
             "token": gateway["token"], "last_sequence": 0, "last_hash": CHAIN_START, "opened_at": ctx.time_us,
-            "fenced": None, "blocks": [], "follows": older["session"] if older is not None else None, "lacked": 0,
+            "fenced": None, "blocks": blocks, "follows": older["session"] if older is not None else None, "lacked": 0,
         }
     )  # fmt: skip
     ctx.head.sessions += 1

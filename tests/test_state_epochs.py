@@ -86,13 +86,18 @@ def test_a_session_that_was_opened_after_the_backup_begins_anew_and_says_what_it
     before = Gateway(life)
     before.open()
     before.send(create("a"))
+    block = before.grant(10)
     life.ok(begin(2))
     after = Gateway(life, session="s2")
     for _ in range(2):  # the first answer may be lost
         opened = after.open(**of_epoch(after, 1, lost=3))
         assert (opened["diverged"], opened["last_sequence"], opened["last_hash"]) == (False, 0, CHAIN_START)
         assert opened["follows"] == {"session": before.session, "last_sequence": 1}
-    assert after.send(create("b"))["ok"]["version"] == 1
+    # What it brings was numbered out of the blocks of the session before: they are its own now.
+    assert after.send(create("b", number=block["first"]))["ok"]["number"] == block["first"]
+    assert life.refused(before.carry(create("c")))["code"] == "session_fenced"
+    life.ok({"op": "seal_blocks", "gateway": "gw1"})
+    assert after.send(create("d", number=block["last"]))["error"]["code"] == "block_not_held"
 
 
 def test_a_session_that_may_have_been_forgotten_is_not_taken_for_a_lost_one(life: Life) -> None:

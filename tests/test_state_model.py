@@ -168,7 +168,8 @@ class Model:
             if current is not None:
                 self.fenced.add(current.uuid)
             self.tokens[gateway] = self.tokens.get(gateway, 0) + 1
-            self.sessions[gateway] = Session(uuid, self.tokens[gateway])
+            kept = current.blocks if current is not None and command["epoch"] < self.epoch else []
+            self.sessions[gateway] = Session(uuid, self.tokens[gateway], blocks=kept)
         if command["epoch"] < self.epoch and command["highest_number"] >= self.next_id:
             self._skip(command["highest_number"] + 1)
         return {"token": self.tokens[gateway], "last_sequence": self.sessions[gateway].last, "diverged": False}

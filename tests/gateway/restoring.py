@@ -86,7 +86,7 @@ async def zone_of(registry: Restorable, directory: Path, zone: str = "fra", **li
     async with running(
         directory / zone, registry=registry.cluster, zone=zone, gateway=f"{zone}-1", **PROMPT, **limits
     ) as one:
-        await one.drained()
+        await one.drained_but_parked()
         yield one
 
 

@@ -112,9 +112,9 @@ async def test_a_re_offered_image_whose_number_or_uuid_is_taken_is_parked_and_ke
         await in_epoch(zone, 2)
         assert parked(zone) == [
             (images[0]["id"], "create_image", "number_taken"),
-            (images[0]["id"], "update_image", "image_not_found"),
+            (images[0]["id"], "update_image", "image_mismatch"),
             (images[1]["id"], "create_image", "uuid_taken"),
-            (images[1]["id"], "update_image", "image_not_found"),
+            (images[1]["id"], "update_image", "image_mismatch"),
         ]
         assert files([zone]) == before
         assert (await zone.get(images[0]["self"]))["os_glance_parked"] is True
@@ -285,7 +285,7 @@ async def test_sessions_that_began_behind_the_backup_are_offered_from_their_firs
             )  # fmt: skip
         zone.gateway.drainer.link_changed(True)
         await until(lambda: bool(zone.gateway.status.document()["sessions_lost"]), "the session to be lost")
-        await zone.drained()
+        await until(lambda: zone.gateway.ids.on_hand(zone.gateway.store.read()) > 0, "IDs of the next session")
         assert await zone.rename(image, "2") == 200
         newer = await zone.create(name="newer")
         await zone.drained()

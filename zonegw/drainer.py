@@ -208,11 +208,11 @@ class Drainer:
         if create is not None:
             command.pop("base_version", None)
             return command | {"image": {"sequence": create.sequence}}
+        command["image"] = {name: value for name, value in command["image"].items() if value is not None}
         image = self._catalogue.registered(txn, write.uuid)
-        if image is not None:
-            command["image"] = {"number": image["number"], "uuid": image["uuid"]}
-        else:
-            command["image"] = {name: value for name, value in command["image"].items() if value is not None}
+        if image is not None and "number" not in command["image"]:
+            # Only then: after a restore the UUID may be another zone's image's, under another number.
+            command["image"]["number"] = image["number"]
         if "base_version" in command:
             attributes = [*command["set"], *command["unset"]]
             older = write.epoch not in (0, session.epoch)

@@ -59,10 +59,11 @@ async def test_what_others_did_in_the_new_epoch_meets_re_offers_as_it_meets_pend
         assert await zone.status("DELETE", image["protected"]["self"]) == 204
     await registry.start_from(file)
     async with registry.cluster.client() as client:
-        for name, change in {
+        theirs: dict[str, dict[str, Any]] = {
             "both": {"name": "theirs"}, "other attribute": {"min_ram": 7}, "pending": {"name": "theirs"},
             "protected": {"protected": True},
-        }.items():  # fmt: skip
+        }  # fmt: skip
+        for name, change in theirs.items():
             await client.update_image(image[name]["id"], set=change, force=True)
         await client.delete_image(image["deleted"]["id"], force=True)
     async with zone_of(registry, tmp_path) as zone:
@@ -100,7 +101,11 @@ async def test_a_re_offered_image_whose_number_or_uuid_is_taken_is_parked_and_ke
 ) -> None:
     file = await registry.save()
     async with zone_of(registry, tmp_path) as zone:
-        images = [await zone.create_active(BLOB, name=name) for name in ("number", "uuid", "fine")]
+        formats = {"disk_format": "raw", "container_format": "bare"}
+        images = [await zone.create(name=name, **formats) for name in ("number", "uuid", "fine")]
+        await zone.drained()
+        for image in images:  # each by itself: it names its image by number and UUID
+            await zone.upload(image, BLOB)
         await zone.drained()
         before = files([zone])
         await registry.stop(zone)
@@ -112,15 +117,17 @@ async def test_a_re_offered_image_whose_number_or_uuid_is_taken_is_parked_and_ke
         await in_epoch(zone, 2)
         assert parked(zone) == [
             (images[0]["id"], "create_image", "number_taken"),
-            (images[0]["id"], "update_image", "image_mismatch"),
             (images[1]["id"], "create_image", "uuid_taken"),
+            (images[0]["id"], "update_image", "image_mismatch"),
             (images[1]["id"], "update_image", "image_mismatch"),
         ]
         assert files([zone]) == before
         assert (await zone.get(images[0]["self"]))["os_glance_parked"] is True
         assert await zone.data(images[0]) == BLOB
         assert (await zone.get(images[1]["self"]))["name"] == "theirs"
-        assert (await registry.images())[images[2]["id"]]["status"] == "active"
+        found = await registry.images()
+        assert found[images[2]["id"]]["status"] == "active"
+        assert (found[images[1]["id"]]["status"], found[images[1]["id"]]["locations"]) == ("queued", [])
 
 
 async def test_what_was_refused_before_is_not_offered_again(registry: Restorable, tmp_path: Path) -> None:
@@ -367,8 +374,8 @@ async def test_what_is_not_retained_any_more_is_reported_and_the_rest_comes_back
         for n in range(5):
             images.append(await zone.create(name=f"{n}"))
             await zone.drained()
-        count = lambda: zone.gateway.store.read().count("retained")  # noqa: E731
-        await until(lambda: count() == 2, "the older ones to be pruned")
+        store = zone.gateway.store
+        await until(lambda: store.read().count("retained") == 2, "the older ones to be pruned")
         await registry.restore(file, zone)
         await in_epoch(zone, 2)
         assert sorted(image["name"] for image in (await registry.images()).values()) == ["3", "4"]

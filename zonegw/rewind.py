@@ -46,10 +46,11 @@ class Rewind:
     def begin(self, txn: Txn, session: Session, answer: dict[str, Any]) -> None:
         """Take `session` back to where the handshake's `answer` has it; nothing where the registry lacks nothing."""
         last, follows = answer["last_sequence"], answer["follows"]
+        unfinished = txn.row("meta", _STATE)
         state = {
             "epoch": answer["epoch"], "session": session.uuid, "ordinal": session.ordinal, "last": last,
             "last_hash": answer["last_hash"], "follows": follows, "known_from": self._known_from(txn, session, follows),
-            "writes": 0, "missing": 0,
+            "writes": unfinished["writes"] if unfinished else 0, "missing": 0,
         }  # fmt: skip
         state["missing"] = self._missing(txn, state)
         newest = next(txn.scan("retained", reverse=True), None)

@@ -235,8 +235,8 @@ class WriteQueue:
         self.save_session(txn, session)
         row = {
             "session": session.uuid, "ordinal": session.ordinal, "sequence": session.acked_sequence,
-            "hash": session.acked_hash, "acked_us": self._now_us(), "write": _fields(write) if result else None,
-            "result": result,
+            "hash": session.acked_hash, "acked_us": self._now_us(), "result": result,
+            "write": None if result is None else _fields(write),
         }  # fmt: skip
         txn.put_row("retained", u64(write.position), row)
 

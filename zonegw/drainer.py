@@ -290,7 +290,7 @@ class Drainer:
             self._queue.refuse(txn, session, write)
             self._catalogue.delete_was_done(txn, write.uuid, write.position, error.get("revision"))
             return
-        if error["code"] == "block_not_held" and not write.reoffered:
+        if error["code"] == "block_not_held":
             self._ids.seal(txn, "the registry does not know the block")  # or every create to come would be refused
         if write.position in self._verdicts:
             self._queue.refuse(txn, session, write)

@@ -103,6 +103,11 @@ def parked(zone: Zone) -> list[tuple[str, str, str]]:
     return [(row["write"]["uuid"], row["write"]["command"]["op"], row["reason"]["code"]) for row in rows]
 
 
+def garbage(zone: Zone) -> int:
+    """How many bytes' keys wait for their removal."""
+    return zone.gateway.store.read().count("garbage")
+
+
 def files(zones: Iterable[Zone]) -> dict[Path, bytes]:
     """The image data that lies in these zones."""
     below = [zone.gateway.config.data_dir / "data" for zone in zones]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 
 from raftreg import errors, wire
 from raftreg.client import Client
-from tests.gateway.restoring import Restorable, files, in_epoch, parked, restorable, zone_of
+from tests.gateway.restoring import Restorable, files, garbage, in_epoch, parked, restorable, zone_of
 from tests.gateway.running import Zone, until
+from tests.gateway.test_drainer import HeldLink
 
 BLOB = b"image data"
 
@@ -183,6 +185,28 @@ async def test_an_image_that_was_made_and_deleted_behind_the_backup_is_deleted_a
                 await client.get_image(newer["id"])
         assert deleted.value.details["number"] == newer["os_glance_v1_id"]
         assert await zone.data(kept) == BLOB
+
+
+async def test_bytes_of_a_re_offered_image_go_only_with_its_acknowledged_delete(
+    registry: Restorable, tmp_path: Path
+) -> None:
+    """Its create is pending and not sent, as a new image's is; but other zones knew it, and the registry may refuse."""
+    async with zone_of(registry, tmp_path) as zone:
+        file = await registry.save()
+        image = await zone.create_active(BLOB, name="lost")
+        await zone.drained()
+        gate = asyncio.Event()
+        zone.gateway.drainer._link = HeldLink(zone.gateway.uplink, gate)
+        await registry.restore(file, zone)
+        await until(lambda: reoffered(zone) == [2], "the rewind")
+        held = files([zone])
+        assert await zone.status("DELETE", image["self"]) == 204
+        assert garbage(zone) == 0
+        gate.set()
+        await in_epoch(zone, 2)
+        assert held
+        await until(lambda: files([zone]) == {}, "the bytes to go")
+        assert (await registry.images(), parked(zone)) == ({}, [])
 
 
 # -- several restores, and wrong ones -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.restoring import files, in_epoch, restorable, zone_of
+from tests.gateway.restoring import files, garbage, in_epoch, restorable, zone_of
 from tests.gateway.running import Zone, until
 
 CLIENTS = 8
@@ -149,10 +149,6 @@ async def test_all_that_two_zones_wrote_after_a_backup_is_back_after_its_restore
             for uuid, data in work.data.items():
                 for zone in (fra, ams):
                     assert await zone.data(work.there[uuid]) == data
-
-
-def garbage(zone: Zone) -> bool:
-    return any(True for _ in zone.gateway.store.read().scan("garbage"))
 
 
 def not_pending(image: dict[str, Any], shown: list[dict[str, dict[str, Any]]]) -> bool:

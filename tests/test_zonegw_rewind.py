@@ -33,7 +33,7 @@ class Side:
         self.open()
         self.hashes = [self.session.acked_hash]
         for n in range(1, WRITES + 1):
-            self._create(n)
+            self.create(n)
         self.store.commit()
 
     def open(self) -> None:
@@ -42,7 +42,7 @@ class Side:
         self.rewind = Rewind(self.store, self.queue, self.catalogue, LIMITS)
         self.session = self.queue.session(self.store.read()) or self.session
 
-    def _create(self, n: int) -> None:
+    def create(self, n: int, *, acked: bool = True) -> None:
         with self.store.transaction() as txn:
             uuid = str(UUID(int=n))
             command: dict[str, Any] = {
@@ -52,8 +52,9 @@ class Side:
             write = self.queue.get(txn, self.queue.append(txn, uuid, command))
             assert write is not None
             self.queue.mark_sent(txn, self.session, write, command)
-            self.queue.ack(txn, self.session, write, {"number": n, "version": 1, "revision": n})
-            self.hashes.append(self.session.acked_hash)
+            if acked:
+                self.queue.ack(txn, self.session, write, {"number": n, "version": 1, "revision": n})
+                self.hashes.append(self.session.acked_hash)
 
     def begin(self, last_hash: bytes | None = None) -> None:
         answer = {"epoch": 2, "last_sequence": KNOWN, "last_hash": last_hash or self.hashes[KNOWN], "follows": None}
@@ -102,6 +103,38 @@ def test_what_a_registry_lacks_is_pending_again_with_its_numbers(side: Side) -> 
     side.begin()
     side.rewind_all()
     side.rewound()
+
+
+def test_what_was_sent_and_not_answered_is_sent_anew_behind_what_is_offered_again(side: Side) -> None:
+    side.create(WRITES + 1, acked=False)
+    side.begin()
+    side.rewind_all()
+    pending = list(side.queue.pending(side.store.read()))
+    assert [write.sequence for write in pending] == [None] * (WRITES + 1 - KNOWN)
+    with side.store.transaction() as txn:
+        for write in pending:
+            side.queue.mark_sent(txn, side.session, write, write.command)
+    assert [write.sequence for write in pending] == list(range(KNOWN + 1, WRITES + 2))
+    assert pending[0].previous_hash == side.hashes[KNOWN]
+
+
+def test_an_update_comes_back_with_the_base_version_that_it_was_sent_with(side: Side) -> None:
+    """That one had been moved over the zone's own changes, which the backup may have and nobody else knows as own."""
+    uuid, places = str(UUID(int=1)), {"add_locations": [], "remove_locations": []}
+    command: dict[str, Any] = {
+        "op": "update_image", "image": {"number": None, "uuid": uuid}, "set": {"name": "n"}, "unset": [],
+        "base_version": 1, **places,
+    }  # fmt: skip
+    with side.store.transaction() as txn:
+        write = side.queue.get(txn, side.queue.append(txn, uuid, command, epoch=1))
+        assert write is not None
+        side.queue.mark_sent(txn, side.session, write, command | {"base_version": 5})
+        side.queue.ack(txn, side.session, write, {"number": 1, "version": 6, "revision": 9})
+    side.begin()
+    side.rewind_all()
+    *_, update = side.queue.pending(side.store.read())
+    assert update.command == command | {"base_version": 5, "image": {"number": 1, "uuid": uuid}}
+    assert update.epoch == 1
 
 
 @pytest.mark.parametrize("at", range(1, WRITES - KNOWN + 1))

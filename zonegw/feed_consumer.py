@@ -157,11 +157,9 @@ class FeedConsumer:
         log.info("bootstrapped up to %s", start)
 
     def _check_epoch(self, start: Position) -> None:
-        epoch = self._catalogue.epoch(self._store.read())
-        if start[0] < epoch:
-            raise RegistryAway(f"the source lives in epoch {start[0]}, which this catalogue of epoch {epoch} has left")
         if not self.may_enter(start[0]):
             raise RegistryAway(f"the source lives in epoch {start[0]}, the session has no handshake there yet")
+        epoch = self._catalogue.epoch(self._store.read())
         if epoch not in (0, start[0]):
             log.warning("the registry lives in epoch %d, this catalogue is of epoch %d", start[0], epoch)
             with self._store.transaction(reserved=True) as txn:

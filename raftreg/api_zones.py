@@ -26,7 +26,11 @@ _SESSION: Kinds = {
     "highest_sequence": int,
     "acked_sequence": int,
     "acked_hash": _BYTES,
+    "epoch": int,
+    "epoch_began": int,
+    "highest_number": int,
 }
+_SESSION_REQUIRED = ("gateway", "zone", "session", "highest_sequence", "acked_sequence", "acked_hash")
 _OPERATIONS = {"operations": list, "gateway": str}
 _OPERATION: Kinds = {"sequence": int, "previous_hash": _BYTES, "payload": _BYTES}
 
@@ -169,7 +173,7 @@ class Zones:
         """Opens the session or says how far it got; a new one fences the gateway's older one."""
         context = self._context
         caller = context.caller(request)
-        fields = take(await context.body(request), _SESSION, tuple(_SESSION))
+        fields = take(await context.body(request), _SESSION, _SESSION_REQUIRED)
         caller.require_gateway(fields["gateway"], fields["zone"])
         fields["acked_hash"] = wire.as_bytes(fields["acked_hash"], "acked_hash")
         return context.answer(request, await context.propose(request, caller, {"op": "open_session", **fields}))

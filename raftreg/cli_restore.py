@@ -23,9 +23,10 @@ DIR is a peer's directory with its configuration and certificates, and without a
 the other ones get empty stores and catch up from it. Voters on other machines are named with --peer (the complete list,
 the DIRs included), and what to run there is printed; where ca.key lies beside the first DIR, they are made there.
 
-What the registry acknowledged after the backup was made is lost, and said before anything is done. Image numbers go on
-far above all that can have been issued meanwhile (or from --id-floor on, if that is higher). No peer of an older epoch
-can join; gateways and other consumers of the feed resync by themselves. If it is interrupted, run it again.
+What the registry acknowledged after the backup was made is lost, and said before anything is done; gateways offer again
+what they brought. Image numbers go on far above all that can have been issued meanwhile (or from --id-floor on, if that
+is higher). No peer of an older epoch can join; gateways and other consumers of the feed resync by themselves. If it is
+interrupted, run it again.
 """
 
 _EXAMPLES = """\
@@ -127,10 +128,12 @@ def losses(label: Label, epoch: int, id_floor: int | None) -> list[str]:
     number = max(label.next_id + EPOCH_IDS_SKIPPED, id_floor or 0)
     return [
         "what the registry acknowledged after that moment is lost: images created since are gone from it, changes and "
-        "deletions since are undone",
-        "gateways keep what they had not drained yet; where one was acknowledged more than the backup has, its pending "
-        "writes are parked for a person (zonegw parked list) and its session begins anew. Image data stays in its zone",
+        "deletions since are undone, until the gateway that brought them is back; what others wrote does not come back",
+        "a gateway offers again what it drained since, as far back as it retains that (limits.queue_retain_h), with "
+        "the same numbers and UUIDs; what meets another change by then is parked for a person (zonegw parked list). "
+        "Image data stays in its zone",
         f"image numbers below {number} are not issued again; if more than {EPOCH_IDS_SKIPPED} were issued since, name "
         "a higher --id-floor",
-        f"the new epoch is {epoch}; if that one was ever begun before, name a higher one with --epoch",
+        f"the new epoch is {epoch}; if that one was ever begun before, name a higher one with --epoch: gateways that "
+        "were in it wait for that",
     ]

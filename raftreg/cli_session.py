@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
     listing.add_argument("--gateway", metavar="NAME", help="of this gateway only")
     listing.add_argument("--live", action="store_true", help="leave out those that are fenced")
     listing.set_defaults(run=_list)
-    show = verbs.add_parser("show", help="one session: its last operation, token and live blocks")
+    show = verbs.add_parser("show", help="one session: its last operation, token, live blocks, what a restore took")
     add_connection(show)
     show.add_argument("session", metavar="UUID")
     show.set_defaults(run=_show)

@@ -188,8 +188,16 @@ class Client(Requests):
         highest_sequence: int,
         acked_sequence: int,
         acked_hash: bytes,
+        epoch: int = 0,
+        epoch_began: int = 0,
+        highest_number: int = 0,
     ) -> Document:
-        """Open the session or learn how far it got: {"session", "last_sequence", "last_hash", "token", "diverged"}."""
+        """Open the session or learn how far it got: {"session", "last_sequence", "last_hash", "token", "diverged",
+        "follows", "epoch", "epoch_revision", "epoch_began"}.
+
+        `epoch` and `epoch_began` are as the last answer gave them, 0 before the first one; `highest_number` is the
+        highest image number that the gateway knows to be issued.
+        """
         body = {
             "gateway": gateway,
             "zone": zone,
@@ -197,6 +205,9 @@ class Client(Requests):
             "highest_sequence": highest_sequence,
             "acked_sequence": acked_sequence,
             "acked_hash": acked_hash,
+            "epoch": epoch,
+            "epoch_began": epoch_began,
+            "highest_number": highest_number,
         }
         return await self.request("POST", "sessions", body=body, safe=True)
 

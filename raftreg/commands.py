@@ -50,6 +50,8 @@ PAYLOAD_BYTES_MAX = 512 * 1024
 HASH_BYTES = 16
 # Numbers given up by a new epoch: the life before may have granted one largest block more than is known.
 EPOCH_IDS_SKIPPED = 1 << 24
+# Numbers that a gateway's report may make a new epoch skip besides: four largest blocks, 3 % of what old clients count.
+FLOOR_RAISE_MAX = 1 << 26
 
 # -- state --
 SESSION_WINDOW = 256
@@ -454,7 +456,8 @@ _OPS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
     "open_session": (
         {
             **_SESSION, "zone": _identifier, "highest_sequence": _integer(0), "acked_sequence": _integer(0),
-            "acked_hash": _bytes(HASH_BYTES, HASH_BYTES),
+            "acked_hash": _bytes(HASH_BYTES, HASH_BYTES), "epoch": _integer(0), "epoch_began": _integer(0),
+            "highest_number": _integer(0),
         },
         ("gateway", "session", "zone", "highest_sequence", "acked_sequence", "acked_hash"),
     ),

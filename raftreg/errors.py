@@ -5,7 +5,8 @@
     ├── Forbidden 403 ── Protected
     ├── NotFound 404 ── ImageNotFound, ImageDeleted
     ├── Conflict 409 ── UuidTaken, NumberTaken, BlockNotHeld, SequenceGap, SessionDiverged, SessionFenced,
-    │                   IdempotencyMismatch, AtomicRefused, LevelNotInForce, LevelHeldBack, GatewayTooOld
+    │                   EpochUnknown, IdFloorTooHigh, IdempotencyMismatch, AtomicRefused, LevelNotInForce,
+    │                   LevelHeldBack, GatewayTooOld
     ├── Gone 410 ── Compacted, WrongEpoch
     ├── TooLarge 413 ── QuotaExceeded
     ├── TooManyRequests 429
@@ -124,6 +125,18 @@ class SessionFenced(Conflict):
     """A newer session of that gateway exists, or this one was fenced."""
 
     code = "session_fenced"
+
+
+class EpochUnknown(Conflict):
+    """The gateway was acknowledged in an epoch that this cluster never was in; it waits for one that follows."""
+
+    code = "epoch_unknown"
+
+
+class IdFloorTooHigh(Conflict):
+    """The gateway knows numbers so far above the next one that a report alone is not believed."""
+
+    code = "id_floor_too_high"
 
 
 class IdempotencyMismatch(Conflict):

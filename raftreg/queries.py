@@ -170,8 +170,8 @@ def get_session(view: View, session: str) -> Row | None:
 def blocks(view: View, *, gateway: str | None = None, after: int = 0, limit: int) -> tuple[list[Row], int | None]:
     """A page of ID blocks that begin behind number `after`, by number, and where to go on, or None at the end.
 
-    {"first", "last", "gateway", "zone", "session", "token", "sealed"} each. One call looks at SCAN_ROWS_MAX rows
-    at most, so that a page may be short, even empty, before the end.
+    {"first", "last", "gateway", "zone", "session", "token", "sealed"} each; what an epoch skipped has no gateway. One
+    call looks at SCAN_ROWS_MAX rows at most, so that a page may be short, even empty, before the end.
     """
     page: list[Row] = []
     seen = after

@@ -12,12 +12,14 @@ from typing import Any
 from raftreg.commands import NUMBER_MAX
 from raftreg.tables import (
     DIGEST_MODULUS,
+    EPOCHS,
     Row,
     RowWatch,
     View,
     change_key,
     new_project,
     pack,
+    prefix_end,
     project_key,
     read_head,
     row_hash,
@@ -28,6 +30,8 @@ from raftreg.tables import (
 
 Command = dict[str, Any]
 Ok = dict[str, Any]
+
+_FIRST_EPOCH: Row = {"epoch": 1, "revision": 0, "time": 0}
 
 
 class Refused(Exception):
@@ -44,7 +48,9 @@ class Refused(Exception):
 class Context:
     """One entry under application. `time_us` is the state's clock: the leader's, but never running back."""
 
-    __slots__ = ("_charged", "_delete", "_projects", "_put", "_sessions", "_touched", "_undo", "get", "head", "view")
+    __slots__ = (
+        "_charged", "_delete", "_epoch", "_projects", "_put", "_sessions", "_touched", "_undo", "get", "head", "view",
+    )  # fmt: skip
 
     def __init__(self, view: View) -> None:
         self.view = view
@@ -53,6 +59,7 @@ class Context:
         self._put: Callable[[bytes, bytes], None] = view.put
         self._delete: Callable[[bytes], bool] = view.delete
         self._undo: dict[bytes, bytes | None] | None = None
+        self._epoch: Row | None = None
         self._sessions: dict[str, Row | None] = {}
         self._touched: set[str] = set()
         self._projects: dict[str, Row] = {}
@@ -150,6 +157,19 @@ class Context:
             raise
         finally:
             self._undo = None
+
+    # -- the epoch ------------------------------------------------------------------------------------------------
+
+    def epoch(self) -> Row:
+        """The row of the present epoch: its number, the revision and time of its beginning. The first has no row."""
+        if self._epoch is None:
+            newest = next(self.view.scan(EPOCHS, prefix_end(EPOCHS), reverse=True), None)
+            self._epoch = _FIRST_EPOCH if newest is None else unpack(newest[1])
+        return self._epoch
+
+    def enter_epoch(self, row: Row) -> None:
+        """`row` has just been written."""
+        self._epoch = row
 
     # -- sessions -------------------------------------------------------------------------------------------------
 

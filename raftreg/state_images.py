@@ -218,7 +218,8 @@ def check_home_zone(ctx: Context, command: Command, image: Row) -> None:
 
 def update_image(ctx: Context, command: Command, session: Row | None = None) -> Ok:
     """Set and unset attributes, locations and members; conflicts only where one of the same attributes has changed
-    since base_version."""
+    since base_version. The first change in an epoch that is not the first leaves `epoch_version`: the image's version
+    when that epoch began."""
     packed, image = find_image(ctx, command["image"], session)
     check_home_zone(ctx, command, image)
     wanted = dict(command.get("set") or {})
@@ -231,6 +232,8 @@ def update_image(ctx: Context, command: Command, session: Row | None = None) -> 
     changed += _change_members(image["members"], command, ctx.time_us)
     _check_whole(before, image)
     charged = charges(ctx, before, image)
+    if image["revision"] <= ctx.epoch()["revision"]:
+        image["epoch_version"] = image["version"]
     image["version"] += 1
     image["updated_at"] = ctx.time_us
     image["attribute_versions"].update(dict.fromkeys(changed, image["version"]))

@@ -1,8 +1,12 @@
-"""Image numbers: issued one by one or cut as blocks from one counter, so that no number is ever bound twice."""
+"""Image numbers: issued one by one or cut as blocks from one counter, so that no number is ever bound twice.
+
+Numbers that an epoch skipped are a block of nobody: the life before may have issued them. They are never issued again,
+but a gateway that brings back an image of that life binds its number; the first one to do so has it.
+"""
 
 from __future__ import annotations
 
-from raftreg.commands import BLOCKS_PER_SESSION_MAX
+from raftreg.commands import BLOCKS_PER_SESSION_MAX, FLOOR_RAISE_MAX
 from raftreg.state_context import Command, Context, Ok, Refused, gateway_of
 from raftreg.state_zones import gateway_row
 from raftreg.tables import (
@@ -71,11 +75,60 @@ def seal_all(ctx: Context, session: Row) -> int:
     return len(blocks)
 
 
+def hand_over(ctx: Context, older: Row, session: str, token: int) -> list[int]:
+    """Give the live blocks of a session to the one that follows; their first numbers."""
+    blocks: list[int] = older["blocks"]
+    older["blocks"] = []
+    for first in blocks:
+        old = ctx.get(block_key(first))
+        assert old is not None, f"block {first} of a session is missing"
+        ctx.replace(block_key(first), old, pack({**unpack(old), "session": session, "token": token}))
+    ctx.touch(older)
+    return blocks
+
+
 def _seal(ctx: Context, first: int) -> None:
     key = block_key(first)
     old = ctx.get(key)
     assert old is not None, f"block {first} of a session is missing"
     ctx.replace(key, old, pack({**unpack(old), "sealed": True}))
+
+
+def skip_to(ctx: Context, next_id: int) -> bytes | None:
+    """Issue nothing below `next_id` any more; the row of the block of nobody, or None where nothing is skipped."""
+    first = ctx.head.next_id
+    if next_id <= first:
+        return None
+    block = {
+        "first": first, "last": next_id - 1, "gateway": None, "zone": None, "session": None, "token": 0,
+        "sealed": False,
+    }  # fmt: skip
+    packed = pack(block)
+    ctx.insert(block_key(first), packed)
+    ctx.head.blocks += 1
+    ctx.head.next_id = next_id
+    return packed
+
+
+def check_floor(ctx: Context, highest: int) -> None:
+    """Refuse a report that would use up too many numbers."""
+    beyond = highest + 1 - ctx.head.next_id
+    if beyond > FLOOR_RAISE_MAX:
+        raise Refused(
+            "id_floor_too_high",
+            f"the gateway knows image number {highest}, {beyond} above what is issued next; at most {FLOOR_RAISE_MAX} "
+            f"are skipped for a report: restore once more with --id-floor {highest + 1}, or give the gateway a new "
+            "store if its own is damaged",
+            number=highest, next_id=ctx.head.next_id,
+        )  # fmt: skip
+
+
+def raise_floor(ctx: Context, command: Command, highest: int) -> None:
+    """The life before has issued `highest`: go on above it."""
+    packed = skip_to(ctx, highest + 1)
+    if packed is not None:
+        ctx.next_revision()
+        ctx.record("block", command, {}, "block", packed)
 
 
 def live_session(ctx: Context, session: str, gateway: str) -> Row:
@@ -93,7 +146,8 @@ def live_session(ctx: Context, session: str, gateway: str) -> Row:
 
 
 def claim(ctx: Context, command: Command, number: int, session: Row | None) -> None:
-    """Check that `number` may be bound by this caller: in a live block of its own, and never bound before."""
+    """Check that `number` may be bound by this caller, and never was: it is in a live block of its own, or an epoch
+    skipped it and the caller is a gateway's session."""
     block = _block_around(ctx, number)
     if block is None or block["sealed"] or not _holds(block, command, session):
         raise Refused(
@@ -107,8 +161,8 @@ def claim(ctx: Context, command: Command, number: int, session: Row | None) -> N
 
 def _holds(block: Row, command: Command, session: Row | None) -> bool:
     if session is not None:
-        return bool(block["session"] == session["session"])
-    return bool(block["gateway"] == gateway_of(command))
+        return block["session"] in (session["session"], None)
+    return block["gateway"] is not None and bool(block["gateway"] == gateway_of(command))
 
 
 def _block_around(ctx: Context, number: int) -> Row | None:

@@ -3,6 +3,9 @@
 A session holds the sequence of the last operation, a running hash over all of them and the results of the last
 `SESSION_WINDOW`. An operation is applied only as last + 1 on top of the right hash; an older one gets its stored
 result. Whatever contradicts that shows a gateway whose disk was rolled back or cloned: its session is fenced.
+
+A gateway that was acknowledged more in an older epoch contradicts nothing: that time line was lost. It hears how far
+the session got here, rewinds to that, and offers the rest again, in the same session and with the numbers it has.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Any
 from raftreg.commands import SESSION_OPS, SESSION_WINDOW, SESSIONS_PER_GATEWAY_MAX, Invalid, validate
 from raftreg.state_context import Command, Context, Ok, Refused, outcome
 from raftreg.state_images import create_image, delete_image, recalled, remembered, update_image
-from raftreg.state_numbers import live_session, seal_all
+from raftreg.state_numbers import check_floor, hand_over, live_session, raise_floor, seal_all
 from raftreg.state_zones import ensure_gateway, save_gateway
 from raftreg.tables import Row, hash16, pack, result_key, unpack
 
@@ -30,9 +33,39 @@ def open_session(ctx: Context, command: Command) -> Ok:
 
     `diverged` tells that the gateway's own account contradicts ours: then the session is fenced.
     """
+    lost_line = _is_of_an_older_epoch(ctx, command)
+    highest: int = command.get("highest_number", 0)
+    if lost_line:
+        check_floor(ctx, highest)
+    session = _known(ctx, command) or _begin(ctx, command, lost_line)
+    if session is None:
+        return _unknown(ctx, command)
+    if session["fenced"] is None and _contradicts(ctx, session, command, lost_line):
+        fence(ctx, command, session, DIVERGED)
+    if lost_line:
+        raise_floor(ctx, command, highest)
+        _note_lacking(ctx, command, session)
+    return _state(ctx, session)
+
+
+def _is_of_an_older_epoch(ctx: Context, command: Command) -> bool:
+    """Whether the gateway was acknowledged last in an epoch before this one; without an epoch it never was."""
+    theirs, began = command.get("epoch", 0), command.get("epoch_began", 0)
+    epoch, time_us = ctx.epoch()["epoch"], ctx.epoch()["time"]
+    if theirs > epoch or (theirs == epoch and began != time_us):
+        raise Refused(
+            "epoch_unknown",
+            f"gateway {command['gateway']} was acknowledged in an epoch {theirs} that this cluster, in its epoch "
+            f"{epoch}, never was in: restore it once more with --epoch {theirs + 1} or higher",
+            epoch=epoch,
+        )  # fmt: skip
+    return bool(0 < theirs < epoch)
+
+
+def _known(ctx: Context, command: Command) -> Row | None:
     session = ctx.session(command["session"])
     if session is None:
-        return _begin(ctx, command)
+        return None
     if (session["gateway"], session["zone"]) != (command["gateway"], command["zone"]):
         raise Refused("session_unknown", f"session {command['session']} belongs to another gateway; mint a new UUID")
     if session["fenced"] == SUPERSEDED:
@@ -41,23 +74,24 @@ def open_session(ctx: Context, command: Command) -> Ok:
             f"session {command['session']} was superseded by a newer one of its gateway; open one under a new UUID",
             token=session["token"],
         )
-    if session["fenced"] is None and _contradicts(ctx, session, command):
-        fence(ctx, command, session, DIVERGED)
-    return _state(ctx, session)
+    return session
 
 
-def _begin(ctx: Context, command: Command) -> Ok:
+def _begin(ctx: Context, command: Command, lost_line: bool) -> Row | None:
+    """The new session; None when it has a past that is not known here, and was not lost with an epoch.
+
+    One that was lost with it brings back what its gateway numbered out of the blocks of the session before.
+    """
     gateway = ensure_gateway(ctx, command, command["gateway"], command["zone"])
-    if command["acked_sequence"] > 0 or command["acked_hash"] != CHAIN_START:
-        # It has a past that is not known here: forgotten after its fencing, or lost with a restore.
-        return {
-            "session": command["session"], "last_sequence": 0, "last_hash": CHAIN_START, "token": gateway["token"],
-            "diverged": True, "revision": ctx.head.revision,
-        }  # fmt: skip
+    has_past = command["acked_sequence"] > 0 or command["acked_hash"] != CHAIN_START
+    forgotten = gateway["token"] > len(gateway["sessions"])
+    if has_past and (forgotten or not lost_line):
+        return None
     older = ctx.session(gateway["session"]) if gateway["session"] is not None else None
+    gateway["token"] += 1
+    blocks = hand_over(ctx, older, command["session"], gateway["token"]) if older is not None and lost_line else []
     if older is not None and older["fenced"] is None:
         fence(ctx, command, older, SUPERSEDED)
-    gateway["token"] += 1
     gateway["session"] = command["session"]
     gateway["sessions"].append(command["session"])
     while len(gateway["sessions"]) > SESSIONS_PER_GATEWAY_MAX:
@@ -68,26 +102,53 @@ def _begin(ctx: Context, command: Command) -> Ok:
         {
             "session": command["session"], "gateway": command["gateway"], "zone": command["zone"],
             "token": gateway["token"], "last_sequence": 0, "last_hash": CHAIN_START, "opened_at": ctx.time_us,
-            "fenced": None, "blocks": [],
+            "fenced": None, "blocks": blocks, "follows": older["session"] if older is not None else None, "lacked": 0,
         }
     )  # fmt: skip
     ctx.head.sessions += 1
     _record(ctx, command, session)
-    return _state(ctx, session)
+    return session
+
+
+def _unknown(ctx: Context, command: Command) -> Ok:
+    return _told(ctx, {
+        "session": command["session"], "last_sequence": 0, "last_hash": CHAIN_START, "token": 0, "fenced": DIVERGED,
+    }, None)  # fmt: skip
 
 
 def _state(ctx: Context, session: Row) -> Ok:
+    before = ctx.session(session["follows"]) if session["follows"] is not None else None
+    return _told(ctx, session, before and {name: before[name] for name in ("session", "last_sequence")})
+
+
+def _told(ctx: Context, session: Row, before: Row | None) -> Ok:
+    """The handshake's answer; `follows` is the gateway's session before, where one is remembered."""
+    epoch = ctx.epoch()
     return {
         "session": session["session"], "last_sequence": session["last_sequence"], "last_hash": session["last_hash"],
-        "token": session["token"], "diverged": session["fenced"] is not None, "revision": ctx.head.revision,
+        "token": session["token"], "diverged": session["fenced"] is not None, "follows": before,
+        "epoch": epoch["epoch"], "epoch_revision": epoch["revision"], "epoch_began": epoch["time"],
+        "revision": ctx.head.revision,
     }  # fmt: skip
 
 
-def _contradicts(ctx: Context, session: Row, command: Command) -> bool:
-    """Whether the gateway has forgotten operations that we applied, or has acks of some that we didn't."""
+def _note_lacking(ctx: Context, command: Command, session: Row) -> None:
+    """For operators: how many operations of an older epoch the gateway has to offer again."""
+    lacked = command["acked_sequence"] - session["last_sequence"]
+    if lacked > 0 and session["fenced"] is None and session["lacked"] != lacked:
+        session["lacked"] = lacked
+        ctx.touch(session)
+        _record(ctx, command, session)
+
+
+def _contradicts(ctx: Context, session: Row, command: Command, lost_line: bool) -> bool:
+    """Whether the gateway has forgotten operations that we applied, or has acks of some that we didn't, though of this
+    epoch."""
     acked, last = command["acked_sequence"], session["last_sequence"]
-    if last > command["highest_sequence"] or acked > last:
+    if last > command["highest_sequence"]:
         return True
+    if acked > last:
+        return not lost_line
     if acked == last:
         return bool(command["acked_hash"] != session["last_hash"])
     if acked == 0:
@@ -114,7 +175,8 @@ def fence(ctx: Context, command: Command, session: Row, reason: str) -> None:
 
 def _record(ctx: Context, command: Command, session: Row) -> None:
     ctx.next_revision()
-    told = {name: session[name] for name in ("session", "gateway", "zone", "token", "last_sequence", "fenced")}
+    names = ("session", "gateway", "zone", "token", "last_sequence", "fenced", "lacked")
+    told = {name: session[name] for name in names}
     ctx.record("session", command, told)
 
 

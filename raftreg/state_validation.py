@@ -27,6 +27,7 @@ from raftreg.tables import (
     Head,
     Row,
     View,
+    block_key,
     gateway_key,
     head_hash,
     index_keys,
@@ -99,6 +100,7 @@ def _check_images(view: View) -> tuple[list[Row], list[Row]]:
     for image in images:
         versions = image["attribute_versions"].values()
         assert all(1 < version <= image["version"] for version in versions), f"attribute versions of {image['number']}"
+        assert image.get("epoch_version", 0) < image["version"], f"epoch version of {image['number']}"
     return images, tombstones
 
 
@@ -168,6 +170,10 @@ def _check_epochs(view: View, head: Head) -> None:
         assert key == u64(epoch["epoch"]), f"epoch {epoch['epoch']} lies under another key"
         assert epoch["revision"] <= head.revision, f"epoch {epoch['epoch']} began at a revision to come"
         numbers += [epoch["skipped_from"], epoch["next_id"]]
+        skipped = view.get(block_key(epoch["skipped_from"]))
+        if epoch["next_id"] > epoch["skipped_from"]:
+            last = None if skipped is None else unpack(skipped)["last"]
+            assert last == epoch["next_id"] - 1, f"the numbers that epoch {epoch['epoch']} skipped are no block"
     assert sorted([*numbers, head.next_id]) == [*numbers, head.next_id], "numbers went back with an epoch"
 
 
@@ -186,7 +192,8 @@ def _check_sessions(view: View) -> None:
         live_blocks |= _check_session(view, session)
         results -= {result_key(session["session"], sequence) for sequence in window(session)}
     assert not results, "results are kept of no session's window"
-    unsealed = {block["first"] for _, block in rows(view, BLOCKS) if not block["sealed"]}
+    blocks = [block for _, block in rows(view, BLOCKS)]
+    unsealed = {block["first"] for block in blocks if not block["sealed"] and block["session"] is not None}
     assert unsealed == live_blocks, "the unsealed blocks are not those of live sessions"
 
 

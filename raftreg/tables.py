@@ -11,7 +11,7 @@ a backup and a generation flip copy or exchange the whole keyspace without knowi
 | `U` | uuid (16) | number, of images and tombstones |
 | `L` | index, scope, sort value, number | nothing: a listing index |
 | `C` | revision | change record |
-| `B` | first number | ID block |
+| `B` | first number | ID block; without a gateway: numbers that an epoch skipped |
 | `Z` | zone | zone, with its gateways |
 | `G` | gateway | gateway: its zone, session in force, fencing token |
 | `S` | session (16) | session head |

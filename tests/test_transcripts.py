@@ -17,7 +17,7 @@ from raftreg.tables import View, pack
 from tests.state_life import Document, Gateway, Life, a_state, uuid_of
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
-_SHOWN_LAST = ("message", "image", "cause", "zone", "since", "token")
+_SHOWN_LAST = ("message", "image", "cause", "zone", "since", "token", "epoch_began")
 _ALIAS = re.compile(r"@([\w-]+)")
 
 

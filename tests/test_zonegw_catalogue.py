@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from zonegw import listing, overlay
-from zonegw.catalogue import Catalogue
+from zonegw.catalogue import Catalogue, key_of
 from zonegw.config import Limits
 from zonegw.store import Store
 
 UUID = "00000000-0000-4000-8000-00000000000a"
+OTHER = "00000000-0000-4000-8000-00000000000b"
 
 
 def image(version: int = 1, **attributes: Any) -> dict[str, Any]:
@@ -265,6 +266,64 @@ def test_the_base_version_moves_on_over_own_changes_alone(
 ) -> None:
     registered = image(9, attribute_versions=changed)
     assert overlay.base_version(registered, own, base, attributes) == expected
+
+
+@pytest.mark.parametrize(
+    ("revision", "epoch_version", "own_before", "own", "base", "expected"),
+    [
+        (20, None, [], [], 8, 9),  # not changed in the epoch: version 9 is all that there was
+        (20, None, [], [], 3, 3),  # somebody changed it at 5, before the epoch, and was not seen
+        (20, None, [5], [], 3, 9),  # it was the zone itself
+        (40, 7, [], [], 8, 9),  # 8 counts what was lost; 7 was seen, and 5 with it
+        (40, 4, [], [], 8, 4),  # the change at 5 is of this epoch: a conflict
+        (40, 4, [], [5], 8, 9),  # unless it was a write that is offered again
+        (40, 4, [5], [], 8, 4),  # own version 5 of the lost time line is not this 5
+        (40, None, [], [], 8, 1),  # made in this epoch
+    ],
+)
+def test_a_base_version_of_an_older_epoch_is_no_more_than_the_image_had_when_this_one_began(
+    side: Side,
+    revision: int,
+    epoch_version: int | None,
+    own_before: list[int],
+    own: list[int],
+    base: int,
+    expected: int,
+) -> None:
+    """The epoch began with revision 30; `name` was changed last at version 5, of 9."""
+    noted = {} if epoch_version is None else {"epoch_version": epoch_version}
+    registered = image(9, revision=revision, attribute_versions={"name": 5}, **noted)
+    side.change(revision, registered)
+    with side.store.transaction() as txn:
+        row = overlay.empty() | {"own_before": own_before, "own_versions": own}
+        txn.put_row("overlay", key_of(UUID), row)
+        assert side.catalogue.base_for(txn, UUID, base, ["name"], older_than_revision=30) == expected
+    assert side.catalogue.base_for(side.store.read(), OTHER, base, ["name"], older_than_revision=30) == 1
+
+
+def test_own_versions_of_an_epoch_that_ended_are_remembered_as_such(side: Side) -> None:
+    for position in (1, 2):
+        side.lay(update(position, name="ours"))
+    with side.store.transaction() as txn:
+        side.catalogue.acknowledge(txn, UUID, 1, {"revision": 9, "version": 3, "image": image(3)})
+        side.catalogue.forget_epoch(txn)
+        row = txn.row("overlay", key_of(UUID))
+    assert (row["own_versions"], row["own_before"]) == ([], [3])
+
+
+def test_a_write_that_is_laid_again_takes_its_place_before_later_ones_and_adds_no_location_twice(side: Side) -> None:
+    place = {"key": "k", "zone": "fra"}
+    side.change(1, image(1, name="old", locations=[place]))
+    side.lay(update(7, name="later"))
+    again = update(3, name="earlier") | {"state": "pending", "time": 3, "add_locations": [place]}
+    for _ in range(2):
+        with side.store.transaction() as txn:
+            side.catalogue.lay_again(txn, UUID, again)
+        side.check()
+    seen = side.seen()
+    assert seen is not None
+    assert (seen["name"], seen["locations"]) == ("later", [place])
+    assert side.catalogue.positions(side.store.read(), UUID) == [3, 7]
 
 
 def test_places_sort_as_values_do_whatever_their_length() -> None:

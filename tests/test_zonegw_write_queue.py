@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from raftreg import wire
+from zonegw.catalogue import Catalogue
 from zonegw.config import Limits
 from zonegw.errors import StorageFull
-from zonegw.store import Store
+from zonegw.rewind import Rewind
+from zonegw.store import Store, unpack
 from zonegw.write_queue import INITIAL_HASH, PendingWrite, Session, WriteQueue, chain_hash
 
+# An update that changes nothing.
+NOTHING: dict[str, Any] = {"set": {}, "unset": [], "add_locations": [], "remove_locations": []}
 A, B = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
 
 
@@ -164,20 +168,22 @@ def test_drained_writes_are_kept_for_their_time_and_number(store: Store) -> None
 
 
 class QueueLife(RuleBasedStateMachine):
-    """Against a list: whatever is queued is, at any time, pending, acked or parked, once; order is kept."""
+    """Against a list: whatever is queued is, at any time, pending, acked or parked, once; order is kept. What a
+    restored registry lacks is pending again."""
 
     @initialize()
     def open(self) -> None:
         self.directory = tempfile.TemporaryDirectory()
         self.queue = WriteQueue(Limits())
         self.store = Store(Path(self.directory.name), Limits())
-        self.session = Session("s", 1)
-        self.acked: list[int] = []
+        self.session = Session("s1", 1)
+        self.acked: dict[int, tuple[int, int]] = {}  # (ordinal of the session, sequence) by position
+        self.hashes = {(1, 0): INITIAL_HASH}
         self.enqueued: list[int] = []
 
     @rule(uuid=st.sampled_from([A, B]))
     def enqueue(self, uuid: str) -> None:
-        self.enqueued.append(append(self.queue, self.store, uuid))
+        self.enqueued.append(append(self.queue, self.store, uuid, **NOTHING))
 
     @rule(count=st.integers(1, 3))
     def mark_sent(self, count: int) -> None:
@@ -192,15 +198,33 @@ class QueueLife(RuleBasedStateMachine):
             if refuse:
                 self.queue.park(txn, self.session, write, {"code": "conflict", "message": "m"})
             else:
-                self.queue.ack(txn, self.session, write, {})
-                self.acked.append(write.position)
+                self.queue.ack(txn, self.session, write, {"number": 7})
+                self.acked[write.position] = self.session.ordinal, self.session.acked_sequence
+        self.hashes[self.session.ordinal, self.session.acked_sequence] = self.session.acked_hash
 
     @rule()
     def lose_session(self) -> None:
         with self.store.transaction() as txn:
             self.queue.park_all(txn, {"code": "session_lost", "message": "m"})
-            self.session = Session(self.session.uuid, self.session.ordinal + 1)
+            ordinal = self.session.ordinal + 1
+            self.session = Session(f"s{ordinal}", ordinal)
             self.queue.save_session(txn, self.session)
+            self.hashes[ordinal, 0] = INITIAL_HASH
+
+    @rule(part=st.floats(0, 1), knows_older_sessions=st.booleans())
+    def restore(self, part: float, knows_older_sessions: bool) -> None:
+        """The registry has a part of what it acknowledged in this session; or nothing, of any session."""
+        ordinal = self.session.ordinal
+        last = int(self.session.acked_sequence * part) if knows_older_sessions else 0
+        follows = {"session": f"s{ordinal - 1}", "last_sequence": 10**6} if knows_older_sessions else None
+        rewind = Rewind(self.store, self.queue, Catalogue(), Limits(rewind_batch_max=2))
+        answer = {"epoch": 2, "last_sequence": last, "last_hash": self.hashes[ordinal, last], "follows": follows}
+        with self.store.transaction() as txn:
+            rewind.begin(txn, self.session, answer)
+        while rewind.step():
+            pass
+        point = (ordinal, last) if knows_older_sessions else (0, 0)
+        self.acked = {position: place for position, place in self.acked.items() if place <= point}
 
     @rule()
     def restart(self) -> None:
@@ -214,7 +238,9 @@ class QueueLife(RuleBasedStateMachine):
         pending = [w.position for w in self.queue.pending(read)]
         parked = [row["write"]["position"] for row in self.queue.parked(read)]
         assert sorted([*pending, *parked, *self.acked]) == self.enqueued
-        assert self.acked == sorted(self.acked)
+        assert list(self.acked) == sorted(self.acked)
+        retained = [unpack(row)["write"] for _, row in read.scan("retained")]
+        assert [write["position"] for write in retained if write is not None] == list(self.acked)
         sent = [w.sequence for w in self.queue.pending(read) if w.sequence is not None]
         assert sent == list(range(self.session.acked_sequence + 1, self.session.highest_sequence + 1))
 

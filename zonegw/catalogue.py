@@ -53,13 +53,24 @@ class Catalogue:
             return self._registered(txn, key)
         return None if row["deleted"] else overlay.newest(self._registered(txn, key), row["base"])
 
-    def base_for(self, txn: Txn, uuid: str, base: int, attributes: list[str]) -> int:
-        """The base version with which an update of `attributes`, made on version `base`, goes to the registry."""
+    def base_for(
+        self, txn: Txn, uuid: str, base: int, attributes: list[str], *, older_than_revision: int | None = None
+    ) -> int:
+        """The base version with which an update of `attributes`, made on version `base`, goes to the registry.
+
+        `older_than_revision` began the present epoch, where `base` was read in an older one: what was seen then is no
+        more than the version that the image had at that moment, for later ones count what the registry lost.
+        """
         registered = self.registered(txn, uuid)
-        row = txn.row("overlay", key_of(uuid))
-        if registered is None or row is None:
-            return base
-        return overlay.base_version(registered, row["own_versions"], base, attributes)
+        row = txn.row("overlay", key_of(uuid)) or overlay.empty()
+        if registered is None:
+            return base if older_than_revision is None else 1
+        own = row["own_versions"]
+        if older_than_revision is not None:
+            before = overlay.version_before(registered, older_than_revision)
+            base = min(base, before)
+            own = own + [version for version in row["own_before"] if version <= before]
+        return overlay.base_version(registered, own, base, attributes)
 
     def create_pending(self, txn: Txn, uuid: str) -> dict[str, Any] | None:
         """The patch of the image's create while that is pending or parked."""
@@ -83,6 +94,14 @@ class Catalogue:
         row = txn.row("overlay", key) or overlay.empty()
         row["patches"].append({"state": "pending", "time": self.now_us()} | patch)
         return self._save(txn, key, row, before)
+
+    def lay_again(self, txn: Txn, uuid: str, patch: dict[str, Any]) -> None:
+        """Lay a write over the image that was acknowledged by an epoch that was lost."""
+        key = key_of(uuid)
+        before = self.get(txn, uuid)
+        row = txn.row("overlay", key) or overlay.empty()
+        overlay.lay_again(row, patch)
+        self._save(txn, key, row, before)
 
     def acknowledge(self, txn: Txn, uuid: str, position: int, result: dict[str, Any]) -> None:
         """The registry applied the pending write at `position`; `result` is its ok value."""
@@ -144,6 +163,11 @@ class Catalogue:
         """(epoch, revision) up to which the catalogue contains every change; None before the first bootstrap."""
         row = txn.row("meta", _POSITION)
         return None if row is None else (row[0], row[1])
+
+    def epoch(self, txn: Txn) -> int:
+        """The epoch that versions here are of; 0 before the first bootstrap."""
+        position = self.position(txn)
+        return 0 if position is None else position[0]
 
     def advance(self, txn: Txn, position: Position) -> None:
         """Record that everything up to `position` is applied."""

@@ -143,6 +143,7 @@ def status_table(document: dict[str, Any]) -> Table:
         "feed position": document["feed_position"],
         "catalogue": f"{document['catalogue_images']} images",
         "sessions lost": str(len(document["sessions_lost"])),
+        "re-offered writes": str(sum(reoffer["writes"] for reoffer in document["reoffers"])),
         **{f"error: {name}": text for name, text in document["errors"].items()},
     }
     for name, value in rows.items():

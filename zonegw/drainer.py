@@ -2,17 +2,16 @@
 
 One batch is in flight at a time. Its writes are marked as sent, durably, before they leave, and sent again unchanged
 until the registry's verdict on them is known. A refused write is parked. When the session is lost, IDs are sealed,
-everything pending is parked, and a new session lets the zone go on.
+everything pending is parked, and a new session lets the zone go on. A registry of a new epoch gets what it lacks first
+(`rewind`), once the catalogue is of that epoch too.
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
-from uuid import uuid4
 
-from zonegw import errors, store_identity
+from zonegw import errors
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
 from zonegw.errors import (
@@ -27,22 +26,15 @@ from zonegw.errors import (
 )
 from zonegw.id_pool import IdPool
 from zonegw.metrics import GatewayMetrics
+from zonegw.sessions import LOST, SessionLost, Sessions, refusing_fence
 from zonegw.store import Store, Txn, pack
 from zonegw.write_queue import PendingWrite, Session, WriteQueue
 
 log = logging.getLogger(__name__)
 
-# Lost sessions remembered for people.
-LOSSES_MAX = 100
-_LOST = ("session_diverged", "session_fenced")
-
-
-class SessionLost(Exception):
-    """The registry fenced the session or found it diverged."""
-
 
 class Link(Protocol):
-    """What draining needs of the uplink."""
+    """What draining needs of the uplink, beside what its session needs."""
 
     @property
     def up(self) -> bool: ...
@@ -70,9 +62,10 @@ class Drainer:
         self._limits = config.limits
         self._metrics = metrics
         self._on_deleted = on_deleted
+        self._sessions = Sessions(store, queue, ids, catalogue, link, config)
+        self.rewind = self._sessions.rewind
         self._wake = asyncio.Event()
         self._verdicts: dict[int, asyncio.Future[None]] = {}
-        self._opened = False
         self.last_error: str | None = None
         self.on_drained: Callable[[], None] = lambda: None
 
@@ -84,8 +77,16 @@ class Drainer:
 
     def link_changed(self, up: bool) -> None:
         """A new connection starts with the handshake."""
-        self._opened = False
+        self._sessions.reopen()
         self._wake.set()
+
+    def may_enter(self, epoch: int) -> bool:
+        """Whether the catalogue may become one of `epoch`: once the session is there. Else that is seen to."""
+        if self._sessions.has_entered(epoch):
+            return True
+        self._sessions.reopen()
+        self._wake.set()
+        return False
 
     async def verdict(self, position: int) -> None:
         """Wait for the registry's verdict on a write that is not acknowledged without it; raises its refusal."""
@@ -124,7 +125,7 @@ class Drainer:
                 delay = min(delay * 2, self._limits.retry_delay_max_s)
             except (RegistryAway, RegistryRefused) as error:
                 self.last_error = str(error)
-                self._opened = False
+                self._sessions.reopen()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, self._limits.retry_delay_max_s)
 
@@ -136,11 +137,15 @@ class Drainer:
             pass
 
     async def _step(self) -> bool:
-        """Handshake, IDs, one batch; whether there may be more to do at once."""
+        """Handshake, IDs, one batch; whether there may be more to do at once.
+
+        Base versions are compared with the catalogue's: nothing is sent into an epoch before that has come there.
+        """
         if not self._link.up:
             return False
-        session = await self._open_session()
-        await self._fill_pool(session)
+        session = await self._sessions.open()
+        if self._catalogue.epoch(self._store.read()) not in (0, session.epoch):
+            return False
         batch = await self._next_batch(session)
         if not batch:
             self._prune()
@@ -148,88 +153,11 @@ class Drainer:
         await self._send(session, batch)
         return True
 
-    # Session and IDs.
-
-    async def _open_session(self) -> Session:
-        session = self._session()
-        if not self._opened:
-            await self._handshake(session)
-            self._opened = True
-        return session
-
-    async def _handshake(self, session: Session) -> int:
-        """Compare accounts of the session; the sequence that the registry applied last."""
-        await self._store.durable()
-        answer = await self._refusing_fence(self._link.open_session({
-            "gateway": self._config.gateway, "zone": self._config.zone, "session": session.uuid,
-            "highest_sequence": session.highest_sequence, "acked_sequence": session.acked_sequence,
-            "acked_hash": session.acked_hash,
-        }))  # fmt: skip
-        last: int = answer["last_sequence"]
-        if answer.get("diverged") or not session.acked_sequence <= last <= session.highest_sequence:
-            raise SessionLost(
-                f"session_diverged: the registry has operation {last} of the session, this gateway's store "
-                f"{session.acked_sequence} to {session.highest_sequence}: the store is older than what was sent from it"
-            )
-        session.token = answer["token"]
-        with self._store.transaction() as txn:
-            self._queue.save_session(txn, session)
-        return last
-
-    def _session(self) -> Session:
-        session = self._queue.session(self._store.read())
-        if session is None:
-            session = Session(str(uuid4()), 1)
-            with self._store.transaction() as txn:
-                self._queue.save_session(txn, session)
-        return session
-
-    @staticmethod
-    async def _refusing_fence(call: Any) -> Any:
-        try:
-            return await call
-        except RegistryRefused as refused:
-            if refused.code in _LOST:
-                raise SessionLost(str(refused)) from refused
-            raise
-
-    async def _fill_pool(self, session: Session) -> None:
-        """Ask for IDs until the runway is on hand."""
-        wanted = self._ids.wanted(self._store.read())
-        while wanted is not None:
-            grant = await self._refusing_fence(
-                self._link.grant_block(
-                    gateway=self._config.gateway, session=session.uuid, size=wanted, token=session.token or 0
-                )
-            )
-            try:
-                with self._store.transaction() as txn:
-                    self._ids.add(txn, grant["first"], grant["last"], grant["token"])
-                    store_identity.record(txn, self._store.directory)
-            except ValueError as error:
-                raise RegistryAway(str(error)) from error
-            wanted = self._ids.wanted(self._store.read())
-
     def _lose_session(self, reason: str) -> None:
-        """Seal the IDs, park everything pending, start a new session: one transaction."""
-        with self._store.transaction() as txn:
-            session = self._queue.session(txn)
-            lost_ids = self._ids.seal(txn, reason)
-            parked = self._queue.park_all(txn, {"code": "session_lost", "message": reason})
-            for write in parked:
-                self._catalogue.park(txn, write.uuid, write.position)
-            losses = txn.row("meta", b"losses") or []
-            losses.append({
-                "session": session.uuid if session else None, "reason": reason, "at_us": time.time_ns() // 1000,
-                "parked": len(parked), "ids_given_up": lost_ids,
-            })  # fmt: skip
-            txn.put_row("meta", b"losses", losses[-LOSSES_MAX:])
-            self._queue.save_session(txn, Session(str(uuid4()), (session.ordinal if session else 0) + 1))
-        self._opened = False
-        self.last_error = reason
-        for write in parked:
+        """Everything pending is parked, and its clients hear it."""
+        for write in self._sessions.lose(reason):
             self._tell(write, Conflict(f"the gateway's session was lost, the write is parked: {reason}"))
-        log.error("session lost (%s): %d pending writes parked, %d IDs sealed", reason, len(parked), lost_ids)
+        self.last_error = reason
 
     # Batches.
 
@@ -248,7 +176,7 @@ class Drainer:
         if fresh:
             with self._store.transaction() as txn:
                 for write in fresh:
-                    self._queue.mark_sent(txn, session, write, self._final(txn, write))
+                    self._queue.mark_sent(txn, session, write, self._final(txn, session, write))
                 self._queue.save_session(txn, session)
             await self._store.durable()
         return fresh
@@ -271,7 +199,7 @@ class Drainer:
             picked.append(write)
         return picked
 
-    def _final(self, txn: Txn, write: PendingWrite) -> dict[str, Any]:
+    def _final(self, txn: Txn, session: Session, write: PendingWrite) -> dict[str, Any]:
         """The command as it goes out: the image named by the surest name there is, the base version up to date."""
         command = dict(write.command)
         if command["op"] == "create_image":
@@ -280,21 +208,25 @@ class Drainer:
         if create is not None:
             command.pop("base_version", None)
             return command | {"image": {"sequence": create.sequence}}
+        command["image"] = {name: value for name, value in command["image"].items() if value is not None}
         image = self._catalogue.registered(txn, write.uuid)
-        if image is not None:
-            command["image"] = {"number": image["number"], "uuid": image["uuid"]}
-        else:
-            command["image"] = {name: value for name, value in command["image"].items() if value is not None}
+        if image is not None and "number" not in command["image"]:
+            # Only then: after a restore the UUID may be another zone's image's, under another number.
+            command["image"]["number"] = image["number"]
         if "base_version" in command:
             attributes = [*command["set"], *command["unset"]]
-            base = self._catalogue.base_for(txn, write.uuid, command["base_version"], attributes)
+            older = write.epoch not in (0, session.epoch)
+            base = self._catalogue.base_for(
+                txn, write.uuid, command["base_version"], attributes,
+                older_than_revision=session.epoch_revision if older else None,
+            )  # fmt: skip
             command["base_version"] = max(1, base)
         return command
 
     async def _send(self, session: Session, batch: list[PendingWrite]) -> None:
         operations = [{"sequence": w.sequence, "previous_hash": w.previous_hash, "payload": w.payload} for w in batch]
         try:
-            results = await self._refusing_fence(self._link.session_operations(session.uuid, operations))
+            results = await refusing_fence(self._link.session_operations(session.uuid, operations))
         except RegistryRefused as refused:
             if not refused.malformed:
                 raise
@@ -310,7 +242,8 @@ class Drainer:
 
         An earlier try may have been taken, its answer lost or unreadable: the registry is asked, not the refusal.
         """
-        if await self._handshake(session) > session.acked_sequence:
+        epoch = session.epoch
+        if await self._sessions.compare(session) > session.acked_sequence or session.epoch != epoch:
             raise RegistryAway(f"position {write.position} was applied, though a later try was refused: {refused}")
         reason = {"code": refused.code, "message": refused.message}
         with self._store.transaction() as txn:
@@ -337,7 +270,7 @@ class Drainer:
 
     @staticmethod
     def _check_outer(error: dict[str, Any]) -> None:
-        if error["code"] in _LOST:
+        if error["code"] in LOST:
             raise SessionLost(f"{error['code']}: {error['message']}")
         if error["code"] == "sequence_gap":
             raise RegistryAway(f"sequence_gap: {error['message']}")

@@ -46,7 +46,9 @@ class FeedConsumer:
         self._moved = asyncio.Event()
         self.on_current: Callable[[], None] = lambda: None
         self.on_zone_changed: Callable[[], None] = lambda: None
-        self.on_new_epoch: Callable[[Any], None] = lambda _txn: None
+        self.on_bootstrapped: Callable[[], None] = lambda: None
+        # What an epoch lost is laid over the catalogue before its bootstrap takes it from there.
+        self.may_enter: Callable[[int], bool] = lambda _epoch: True
 
     def staleness_s(self) -> float | None:
         """Age of the catalogue in seconds; None when no source has said yet."""
@@ -151,15 +153,17 @@ class FeedConsumer:
             self._catalogue.advance(txn, start)
         await self._store.durable()
         self._wake_waiting()
+        self.on_bootstrapped()
         log.info("bootstrapped up to %s", start)
 
     def _check_epoch(self, start: Position) -> None:
-        position = self._catalogue.position(self._store.read())
-        if position is not None and position[0] != start[0]:
-            log.warning("the registry lives in epoch %d, this catalogue is of epoch %d", start[0], position[0])
+        if not self.may_enter(start[0]):
+            raise RegistryAway(f"the source lives in epoch {start[0]}, the session has no handshake there yet")
+        epoch = self._catalogue.epoch(self._store.read())
+        if epoch not in (0, start[0]):
+            log.warning("the registry lives in epoch %d, this catalogue is of epoch %d", start[0], epoch)
             with self._store.transaction(reserved=True) as txn:
                 self._catalogue.forget_epoch(txn)
-                self.on_new_epoch(txn)
 
     def _check_start(self, start: Position) -> None:
         position = self._catalogue.position(self._store.read())

@@ -77,6 +77,11 @@ class IdPool:
         txn.put_row("meta", _KEY, state)
         return lost
 
+    def highest(self, txn: Txn) -> int:
+        """The highest number of which this gateway knows that it was issued; 0 when there is none."""
+        state = self._state(txn)
+        return max(int(state["highest"]), *(int(block["last"]) for block in state["blocks"]), 0)
+
     def on_hand(self, txn: Txn) -> int:
         return sum(b["last"] - b["next"] + 1 for b in self._state(txn)["blocks"] if not b["sealed"])
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
-from zonegw import visibility
+from zonegw import overlay, visibility
 from zonegw.auth import Identity
 from zonegw.catalogue import Catalogue
 from zonegw.config import Limits
@@ -127,9 +127,15 @@ class Images:
         with self.store.transaction(grows=True) as txn:
             if self.catalogue.known(txn, uuid):
                 raise Conflict(f"Image ID {uuid} already exists!")
+            command: dict[str, Any] = {
+                "op": "create_image", "actor": self._actor(request), "uuid": uuid, "attributes": attributes,
+                "properties": properties, "tags": tags, "home_zone": self.zone, "created_at": self.catalogue.now_us(),
+            }  # fmt: skip
             number = self.ids.take(txn)
-            image = self._initial(uuid, number, attributes, properties, tags)
-            position = self._append_create(txn, request, image, attributes)
+            if number is not None:
+                command["number"] = number
+            position = self.queue.append(txn, uuid, command)
+            image = overlay.initial(command)
             self.catalogue.lay(txn, uuid, {"position": position, "kind": "create", "image": image})
         await self._acknowledged()
         return image
@@ -142,28 +148,6 @@ class Images:
             raise Forbidden(f"You are not permitted to create images owned by '{attributes['owner']}'")
         if not visibility.may_set_visibility(who, attributes["visibility"]):
             raise Forbidden("You are not authorized to publicize images")
-
-    def _append_create(self, txn: Txn, request: Request, image: Image, attributes: dict[str, Any]) -> int:
-        command: dict[str, Any] = {
-            "op": "create_image", "actor": self._actor(request), "uuid": image["uuid"], "attributes": attributes,
-            "properties": image["properties"], "tags": image["tags"], "home_zone": self.zone,
-            "created_at": image["created_at"],
-        }  # fmt: skip
-        if image["number"] is not None:
-            command["number"] = image["number"]
-        return self.queue.append(txn, image["uuid"], command)
-
-    def _initial(
-        self, uuid: str, number: int | None, attributes: dict[str, Any], properties: dict[str, str], tags: list[str]
-    ) -> Image:
-        """The image as the zone shows it until the registry has it."""
-        now = self.catalogue.now_us()
-        return attributes | {
-            "number": number, "uuid": uuid, "version": 0, "revision": 0, "home_zone": self.zone, "status": "queued",
-            "size": None, "virtual_size": None, "checksum": None, "os_hash_algo": None, "os_hash_value": None,
-            "created_at": now, "updated_at": now, "tags": tags, "properties": properties, "locations": [],
-            "members": {}, "attribute_versions": {},
-        }  # fmt: skip
 
     # Update and delete.
 
@@ -229,7 +213,7 @@ class Images:
         if create is None or create["state"] != "pending":
             return False
         write = self.queue.get(txn, create["position"])
-        return write is not None and write.sequence is None
+        return write is not None and write.sequence is None and not write.reoffered
 
     def discard_bytes(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
         """List own bytes of a deleted image for removal; durable, so that a crash can't leak them."""
@@ -255,7 +239,9 @@ class Images:
             position = self.queue.park_new(txn, uuid, command, create["position"])
             patch = patch | {"state": "parked"}
         else:
-            position = self.queue.append(txn, uuid, command, create["position"] if create else None)
+            position = self.queue.append(
+                txn, uuid, command, create["position"] if create else None, epoch=self.catalogue.epoch(txn)
+            )
         self.catalogue.lay(txn, uuid, {"position": position} | patch)
         return position
 

@@ -80,8 +80,7 @@ class Gateway:
         )  # fmt: skip
         self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, on_deleted=self._tombstone)
         self.feed.on_zone_changed = self.zones.changed
-        # Blocks that the next life of the registry does not know would only be refused, image by image.
-        self.feed.on_new_epoch = lambda txn: self._note_sealed(self.ids.seal(txn, "the registry began a new epoch"))
+        self.feed.may_enter, self.feed.on_bootstrapped = self.drainer.may_enter, self.drainer.wake
         self.images.registry = RegistryLink(self.uplink, self.drainer)
         self.status = Status(
             config, self.store, self.queue, self.ids, self.catalogue, self.feed, self.uplink, self.drainer, self.data,
@@ -103,9 +102,6 @@ class Gateway:
                 lost = self.ids.seal(txn, "store identity changed")
                 store_identity.record(txn, self.store.directory)
                 log.error("this is not the disk that the ID blocks were granted to: %d IDs sealed", lost)
-
-    def _note_sealed(self, lost: int) -> None:
-        log.warning("the registry began a new epoch: %d IDs sealed, others are asked for", lost)
 
     def _acked_delete(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
         self.images.discard_bytes(txn, locations)

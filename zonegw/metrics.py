@@ -19,6 +19,8 @@ _GAUGES = {
     "data_used_bytes": "Bytes of image data held for this zone",
     "cache_used_bytes": "Bytes of other zones' image data",
     "sessions_lost": "Sessions that the registry fenced or found diverged",
+    "reoffered": "Drained writes that a new epoch of the registry lacked and that were offered again",
+    "reoffers_missing": "Operations at most that a new epoch lacked and that were not retained any more",
 }
 
 

@@ -2,7 +2,7 @@
 
 Row: {"base": the image as the last ack returned it, or None; "acked": highest revision acked;
       "deleted": an acked delete;
-      "own_versions": versions of the image that own acks made;
+      "own_versions": versions of the image that own acks made, "own_before": those of epochs before;
       "patches": [patch, ...] in the order of acknowledgement}
 Patch: {"position", "kind": create | update | delete, "state": pending | parked | acked, "time": µs,
         "image" (create), "set", "unset", "add_locations", "remove_locations" (update), "revision" (acked)}
@@ -26,7 +26,30 @@ Row = dict[str, Any]
 
 
 def empty() -> Row:
-    return {"base": None, "acked": 0, "deleted": False, "patches": [], "own_versions": []}
+    return {"base": None, "acked": 0, "deleted": False, "patches": [], "own_versions": [], "own_before": []}
+
+
+def initial(create: dict[str, Any]) -> Image:
+    """The image that a create_image command makes, as the zone shows it until the registry has it."""
+    image: Image = create["attributes"] | {
+        "number": create.get("number"), "uuid": create["uuid"], "version": 0, "revision": 0,
+        "home_zone": create["home_zone"], "status": "queued", "size": None, "virtual_size": None, "checksum": None,
+        "os_hash_algo": None, "os_hash_value": None, "created_at": create["created_at"],
+        "updated_at": create["created_at"], "tags": create["tags"], "properties": create["properties"],
+        "locations": [], "members": {}, "attribute_versions": {},
+    }  # fmt: skip
+    return image
+
+
+def patch_of(position: int, time_us: int, command: dict[str, Any]) -> Row:
+    """The patch that lays a queued command over its image."""
+    patch: Row = {"position": position, "state": "pending", "time": time_us}
+    if command["op"] == "create_image":
+        return patch | {"kind": "create", "image": initial(command)}
+    if command["op"] == "delete_image":
+        return patch | {"kind": "delete"}
+    names = ("set", "unset", "add_locations", "remove_locations")
+    return patch | {"kind": "update"} | {name: command[name] for name in names}
 
 
 def newest(catalogued: Image | None, acked: Image | None) -> Image | None:
@@ -75,7 +98,7 @@ def patched(image: Image, patch: Row) -> Image:
             image["properties"].pop(attribute.removeprefix("properties."), None)
         else:
             image[attribute] = None
-    gone = set(patch["remove_locations"])
+    gone = {*patch["remove_locations"], *(location["key"] for location in patch["add_locations"])}
     kept = [location for location in image["locations"] if location["key"] not in gone]
     return image | {"locations": kept + patch["add_locations"]}
 
@@ -133,13 +156,27 @@ def reached(row: Row, revision: int) -> bool:
 
 def forget_acks(row: Row) -> None:
     """The registry's next life may not have what it acknowledged in this one: what is pending or parked stays."""
-    row |= {"base": None, "acked": 0, "deleted": False, "own_versions": []}
+    own = [*row["own_before"], *row["own_versions"]][-OWN_VERSIONS_MAX:]
+    row |= {"base": None, "acked": 0, "deleted": False, "own_versions": [], "own_before": own}
     row["patches"] = [patch for patch in row["patches"] if patch["state"] != "acked"]
+
+
+def lay_again(row: Row, patch: Row) -> None:
+    """A write that was acknowledged is pending again: its patch takes its place among the others."""
+    others = [one for one in row["patches"] if one["position"] != patch["position"]]
+    row["patches"] = sorted([*others, patch], key=lambda one: one["position"])
 
 
 def tombstone(row: Row, revision: int) -> None:
     """The registry deleted the image, for ever: delete wins over every update."""
     row["deleted"], row["base"], row["acked"] = True, None, revision
+
+
+def version_before(registered: Image, epoch_revision: int) -> int:
+    """The version that the image had when the epoch began with `epoch_revision`; 1 for one that is younger."""
+    if registered["revision"] <= epoch_revision:
+        return int(registered["version"])
+    return int(registered.get("epoch_version", 1))
 
 
 def base_version(registered: Image, own_versions: list[int], base: int, attributes: list[str]) -> int:

@@ -13,6 +13,7 @@ from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.errors import BadRequest, Unavailable
 from zonegw.feed_consumer import FeedConsumer
 from zonegw.id_pool import IdPool
+from zonegw.rewind import Rewind
 from zonegw.store import Store
 from zonegw.write_queue import WriteQueue
 
@@ -29,6 +30,7 @@ class Link(Protocol):
 
 class Draining(Protocol):
     last_error: str | None
+    rewind: Rewind
 
 
 @dataclass(slots=True)
@@ -106,7 +108,8 @@ class Status:
             "block": {name: live[name] for name in ("first", "last", "next")} if live else None,
             "sealed_blocks": sum(1 for b in self.ids.blocks(read) if b["sealed"]),
             "session": session.uuid if session else None, "acked_sequence": session.acked_sequence if session else 0,
-            "sessions_lost": losses, "store_used_bytes": self.store.used_bytes(),
+            "sessions_lost": losses, "reoffers": self.drainer.rewind.reoffers(read),
+            "store_used_bytes": self.store.used_bytes(),
             "data_used_bytes": self.data.used_bytes,
             "cache_used_bytes": self.cache.used_bytes, "uptime_s": time.monotonic() - self.started,
             "errors": {
@@ -130,4 +133,6 @@ class Status:
             "online": int(document["state"] == ONLINE), "staleness_seconds": document["staleness_s"],
             "queue_oldest_seconds": document["queue_oldest_s"] or 0, "runway_seconds": document["runway_s"],
             "feed_revision": position[1] if position else 0, "sessions_lost": len(document["sessions_lost"]),
+            "reoffered": sum(reoffer["writes"] for reoffer in document["reoffers"]),
+            "reoffers_missing": sum(reoffer["missing"] for reoffer in document["reoffers"]),
         }  # fmt: skip

@@ -90,7 +90,8 @@ class Uplink:
                 listener(self.up)
 
     async def open_session(self, session: dict[str, Any]) -> dict[str, Any]:
-        """Contract of the session handshake: {"last_sequence", "last_hash", "token", "diverged"}."""
+        """Contract of the session handshake: {"last_sequence", "last_hash", "token", "diverged", "follows", "epoch",
+        "epoch_revision", "epoch_began"}."""
         with _translated():
             return await self._client.open_session(**session)
 

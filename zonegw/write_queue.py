@@ -8,7 +8,8 @@ Properties of the queue:
 - a write gets its session sequence, its final payload and its previous hash in the transaction that marks it as sent;
   from then on they never change, so that a retry is byte for byte what the registry may already have applied;
 - a parked write takes the later writes of its image that were never sent with it; nothing is ever dropped;
-- acked writes are kept for `queue_retain_h`, to be offered again to a restored registry.
+- what the registry gave its verdict on is kept for `queue_retain_h`: acked writes, to be offered again to a restored
+  registry (`rewind`), and of refused ones that they were.
 """
 
 import time
@@ -22,6 +23,7 @@ from zonegw.errors import StorageFull
 from zonegw.store import Txn, pack, u64, unpack
 
 INITIAL_HASH = bytes(16)
+PRUNED = b"retained.pruned"
 PARKED_BEHIND = {"code": "parked_behind", "message": "an earlier write of the image is parked"}
 
 
@@ -32,7 +34,11 @@ def chain_hash(previous: bytes, payload: bytes) -> bytes:
 
 @dataclass(slots=True)
 class PendingWrite:
-    """A queued write: `command` as acknowledged, and once sent also what exactly was sent."""
+    """A queued write: `command` as acknowledged, and once sent also what exactly was sent.
+
+    `epoch` is the one that the command's base version (of the payload's, once sent) was read in, 0 before the first
+    bootstrap. `reoffered`: an epoch that was lost had it already.
+    """
 
     position: int
     uuid: str
@@ -42,11 +48,13 @@ class PendingWrite:
     sequence: int | None = None
     payload: bytes | None = None
     previous_hash: bytes | None = None
+    epoch: int = 0
+    reoffered: bool = False
 
 
 @dataclass(slots=True)
 class Session:
-    """The queue's side of a gateway session."""
+    """The queue's side of a gateway session; the epoch is that of the last handshake, 0 before the first one."""
 
     uuid: str
     ordinal: int
@@ -55,6 +63,9 @@ class Session:
     acked_sequence: int = 0
     acked_hash: bytes = INITIAL_HASH
     token: int | None = None
+    epoch: int = 0
+    epoch_revision: int = 0
+    epoch_began: int = 0
 
 
 def _fields(record: PendingWrite | Session) -> dict[str, Any]:
@@ -71,15 +82,23 @@ class WriteQueue:
 
     # Enqueue and read.
 
-    def append(self, txn: Txn, uuid: str, command: dict[str, Any], create_position: int | None = None) -> int:
+    def append(
+        self, txn: Txn, uuid: str, command: dict[str, Any], create_position: int | None = None, *, epoch: int = 0
+    ) -> int:
         """Queue `command` about image `uuid`; `create_position` is its create, where that is still pending."""
         if txn.count("queue") >= self._limits.queue_depth_max:
             raise StorageFull("the write-ahead queue is full (limits.queue_depth_max) until the registry is back")
         position = self.highest_position(txn) + 1
         txn.put("meta", b"queue.highest", u64(position))
-        write = PendingWrite(position, uuid, command, self._now_us(), create_position)
+        write = PendingWrite(position, uuid, command, self._now_us(), create_position, epoch=epoch)
         txn.put_row("queue", u64(position), _fields(write))
         return position
+
+    def put_back(self, txn: Txn, write: PendingWrite) -> None:
+        """A write that was acked by an epoch that was lost is pending again, at its old position."""
+        write.sequence = write.payload = write.previous_hash = None
+        write.reoffered = True
+        txn.put_row("queue", u64(write.position), _fields(write))
 
     def highest_position(self, txn: Txn) -> int:
         """The highest position ever enqueued."""
@@ -115,17 +134,37 @@ class WriteQueue:
         write.sequence = session.highest_sequence + 1
         write.payload = pack(command)
         write.previous_hash = session.highest_hash
+        write.epoch = session.epoch
         session.highest_sequence = write.sequence
         session.highest_hash = chain_hash(write.previous_hash, write.payload)
         txn.put_row("queue", u64(write.position), _fields(write))
+
+    def go_back(self, txn: Txn, session: Session, last: int, last_hash: bytes) -> None:
+        """The registry's session ends with operation `last`: what was sent behind it gets new sequences."""
+        self._unsend(txn, 0)
+        session.acked_sequence = session.highest_sequence = last
+        session.acked_hash = session.highest_hash = last_hash
+        self.save_session(txn, session)
+
+    def _unsend(self, txn: Txn, behind: int) -> None:
+        """Sent writes behind a position surely reached nobody: they are as if they had not been sent."""
+        sent = []
+        for write in self.pending(txn, behind):
+            if write.sequence is None:
+                break
+            sent.append(write)
+        for write in sent:
+            if write.payload is not None and "base_version" in write.command:
+                base = unpack(write.payload).get("base_version", write.command["base_version"])
+                write.command["base_version"] = base
+            write.sequence = write.payload = write.previous_hash = None
+            txn.put_row("queue", u64(write.position), _fields(write))
 
     # Verdicts.
 
     def ack(self, txn: Txn, session: Session, write: PendingWrite, result: dict[str, Any]) -> None:
         """The registry applied `write`: it leaves the queue and is retained."""
-        self._consume(txn, session, write)
-        row = {"session": session.uuid, "acked_us": self._now_us(), "write": _fields(write), "result": result}
-        txn.put_row("retained", u64(write.position), row)
+        self._consume(txn, session, write, result)
 
     def park(
         self, txn: Txn, session: Session, write: PendingWrite, reason: dict[str, Any],
@@ -165,10 +204,7 @@ class WriteQueue:
 
     def retract(self, txn: Txn, session: Session, write: PendingWrite, reason: dict[str, Any]) -> list[PendingWrite]:
         """The registry surely took neither `write` nor what came behind: park it, give the others new sequences."""
-        for later in list(self.pending(txn, write.position)):
-            if later.sequence is not None:
-                later.sequence = later.payload = later.previous_hash = None
-                txn.put_row("queue", u64(later.position), _fields(later))
+        self._unsend(txn, write.position)
         session.highest_sequence, session.highest_hash = session.acked_sequence, session.acked_hash
         self.save_session(txn, session)
         return self._park_chain(txn, write, reason)
@@ -189,13 +225,20 @@ class WriteQueue:
             self._put_parked(txn, write, reason, behind=None)
         return writes
 
-    def _consume(self, txn: Txn, session: Session, write: PendingWrite) -> None:
+    def _consume(self, txn: Txn, session: Session, write: PendingWrite, result: dict[str, Any] | None = None) -> None:
+        """`result` is the ack; of a refused write only sequence and hash are retained."""
         if write.payload is None or write.previous_hash is None or write.sequence != session.acked_sequence + 1:
             raise AssertionError(f"verdict on position {write.position} out of order")
         session.acked_sequence += 1
         session.acked_hash = chain_hash(write.previous_hash, write.payload)
         txn.delete("queue", u64(write.position))
         self.save_session(txn, session)
+        row = {
+            "session": session.uuid, "ordinal": session.ordinal, "sequence": session.acked_sequence,
+            "hash": session.acked_hash, "acked_us": self._now_us(), "result": result,
+            "write": None if result is None else _fields(write),
+        }  # fmt: skip
+        txn.put_row("retained", u64(write.position), row)
 
     def _put_parked(self, txn: Txn, write: PendingWrite, reason: dict[str, Any], behind: int | None) -> None:
         row = {"write": _fields(write), "reason": reason, "behind": behind, "parked_us": self._now_us()}
@@ -226,6 +269,9 @@ class WriteQueue:
     def prune(self, txn: Txn, *, under_pressure: bool = False) -> int:
         """Forget what is `prunable`; returns how many."""
         doomed = self.prunable(txn, under_pressure=under_pressure)
+        if doomed:
+            last = txn.row("retained", doomed[-1])
+            txn.put_row("meta", PRUNED, {name: last[name] for name in ("session", "ordinal", "sequence")})
         for key in doomed:
             txn.delete("retained", key)
         return len(doomed)

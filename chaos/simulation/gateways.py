@@ -17,7 +17,7 @@ from chaos.simulation.clients import Caller
 from chaos.simulation.judge import Violation
 from raftreg import errors, queries
 from raftreg.tables import View
-from zonegw import drainer, store_identity
+from zonegw import sessions, store_identity
 from zonegw.auth import Identity
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config, Limits
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from chaos.simulation.world import World
 
 # Sessions are keys in the state: from the system's own randomness their order would differ from run to run.
-drainer.uuid4 = lambda: uuid.UUID(int=random.getrandbits(128), version=4)  # type: ignore[attr-defined]
+sessions.uuid4 = lambda: uuid.UUID(int=random.getrandbits(128), version=4)  # type: ignore[attr-defined]
 
 Document = dict[str, Any]
 REQUEST = Request(Identity("backup", "demo", frozenset({"member"})))

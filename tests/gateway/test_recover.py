@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from raftreg import backup, recovery, stored_peer
+from raftreg import recovery, stored_peer
 from raftreg.commands import EPOCH_IDS_SKIPPED
 from raftreg.stored_peer import Configured
 from tests.gateway.running import Zone, running, until
@@ -68,34 +67,3 @@ async def test_what_a_zone_acknowledged_while_the_registry_was_recovered_from_a_
                 assert (shown["status"], shown["number"]) == ("active", number)
         assert meanwhile["os_glance_v1_id"] == before["os_glance_v1_id"] + 1
         assert after["os_glance_v1_id"] > EPOCH_IDS_SKIPPED
-
-
-async def test_after_a_restore_a_gateway_shows_what_the_registry_has_and_its_next_writes_arrive(
-    cluster: Registry, tmp_path: Path
-) -> None:
-    """The backup lacks a rename, an image and what the gateway was acknowledged meanwhile."""
-    async with running(tmp_path / "fra", registry=cluster) as zone:
-        await zone.drained()
-        kept = await zone.create_active(BLOB, name="kept")
-        await zone.drained()
-        async with stopped(cluster, zone):
-            backup.create(cluster.configs["a"], tmp_path / "backup")
-        await zone.drained()
-        assert await zone.rename(kept, "renamed") == 200
-        await zone.create_active(BLOB, name="lost")
-        await zone.drained()
-        async with stopped(cluster, zone):
-            shutil.rmtree(cluster.directory / "a" / "store")
-            recovery.from_backup(configured(cluster), tmp_path / "backup", epoch=None, id_floor=None, now_us=1)
-        await in_epoch(zone, 2)
-        await zone.drained_but_parked()
-        assert zone.gateway.status.document()["sessions_lost"]
-        assert await zone.names() == ["kept"]
-        after = await zone.create_active(BLOB, name="after")
-        assert await zone.rename(kept, "renamed again") == 200
-        await zone.drained()
-        async with cluster.client() as client:
-            assert (await client.get_image(kept["id"]))["name"] == "renamed again"
-            shown = await client.get_image(after["id"])
-        assert shown["number"] > EPOCH_IDS_SKIPPED
-        assert sorted(await zone.names()) == ["after", "renamed again"]

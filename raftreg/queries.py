@@ -5,6 +5,7 @@ Each call reads a bounded number of rows, so that it fits between two turns of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from raftreg.tables import (
@@ -64,16 +65,24 @@ def _tombstone(view: View, number: int) -> Row | None:
     return None if value is None else unpack(value)
 
 
-def state_chunk(view: View, after_number: int, limit: int) -> list[Row]:
-    """At most `limit` images with a number above `after_number`, by number: a part of a bootstrap."""
+def state_chunk(
+    view: View, after_number: int, limit: int, wanted: Callable[[Row], bool] | None = None
+) -> tuple[list[Row], int | None]:
+    """At most `limit` images with a number above `after_number` that are `wanted`, by number: a part of a bootstrap.
+
+    Also the number to go on behind, or None at the end. One call looks at SCAN_ROWS_MAX rows at most, so that a chunk
+    may be short, even empty, before the end.
+    """
     images: list[Row] = []
-    if limit <= 0:
-        return images
-    for _, value in view.scan(image_key(after_number + 1), prefix_end(image_key(0)[:1])):
-        images.append(unpack(value))
-        if len(images) == limit:
-            break
-    return images
+    number = after_number
+    for scanned, (_, value) in enumerate(view.scan(image_key(after_number + 1), prefix_end(image_key(0)[:1]))):
+        if len(images) >= limit or scanned == SCAN_ROWS_MAX:
+            return images, number
+        image: Row = unpack(value)
+        number = image["number"]
+        if wanted is None or wanted(image):
+            images.append(image)
+    return images, None
 
 
 # -- changes ------------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ async def test_what_is_kept_encoded_is_bounded(cluster: Registry) -> None:
             revisions += [message["revision"] for message in unpacker]
             after = reached
     assert revisions == [*range(1, 21), *range(1, 21)]
-    assert sum(len(row) for row in feed._encoded[True]._rows.values()) <= 2000
+    assert sum(len(change.whole) for change in feed._encoded[True]._changes.values()) <= 2000
 
 
 async def test_a_consumer_that_does_not_read_is_cut_off_and_the_others_are_not(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from raftreg.feed_filter import ALL, FeedFilter, parse_filter
 
 logger = logging.getLogger(__name__)
 
+# What HTTP and TLS add to one write, at most.
+_FRAMING_BYTES = 1024
 _COMPACT = {"floor": int, "age_s": int}
 
 
@@ -131,13 +133,18 @@ class _Writer:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the consumer is gone")
-        transport.set_write_buffer_limits(high=buffer_max_bytes)
+        low = buffer_max_bytes // 4
+        transport.set_write_buffer_limits(high=buffer_max_bytes, low=low)
         self._transport, self._response, self._stall_max_s = transport, response, stall_max_s
+        self._never_waits_bytes = low - _FRAMING_BYTES
 
     async def __call__(self, data: bytes) -> None:
         """Raises TimeoutError after breaking the connection, ConnectionError when it is gone."""
         if self._transport.is_closing():
             raise ConnectionResetError("the consumer is gone")
+        if self._transport.get_write_buffer_size() + len(data) <= self._never_waits_bytes:
+            await self._response.write(data)  # a timer would cost as much as the write
+            return
         try:
             async with asyncio.timeout(self._stall_max_s):
                 await self._response.write(data)

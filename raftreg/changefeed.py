@@ -32,6 +32,14 @@ class FeedReads(Protocol):
 
 Write = Callable[[bytes], Awaitable[None]]
 
+# A step takes a millisecond or two, so that a request or a frame between peers waits no longer than that.
+_WOKEN_AT_ONCE = 32
+# Of the loop's time while many are woken: their delay is worth less than that of a write.
+_LOOP_SHARE, _PAUSE_MAX_S = 0.25, 0.01
+# How late a heartbeat may be.
+_TICK_S = 0.1
+_LATEST_BYTES_MAX = 16_384
+
 
 @dataclass(frozen=True, slots=True)
 class _Change:
@@ -90,24 +98,64 @@ class Feed:
 
     def __init__(self, reads: FeedReads, *, epoch: int, limits: Limits) -> None:
         self._reads, self._epoch, self._limits = reads, epoch, limits
-        self._wakeups: set[asyncio.Event] = set()
+        self._consumers: set[_Consumer] = set()
         self._encoded = {as_msgpack: _Encoded(limits.feed_encoded_max_bytes // 2) for as_msgpack in (False, True)}
+        self._newest: int | None = None
+        # The last chunk that each kind of consumer was sent: those that follow closely all get the same.
+        self._latest: dict[tuple[bool, FeedFilter], tuple[int, bytes, int]] = {}
+        self._news = False
+        self._waking: asyncio.Task[None] | None = None
+        self._ticker: asyncio.TimerHandle | None = None
         self._closing = False
 
     @property
     def consumers(self) -> int:
         """How many follow right now."""
-        return len(self._wakeups)
+        return len(self._consumers)
+
+    @property
+    def newest(self) -> int:
+        """The revision of the state here."""
+        if self._newest is None:
+            self._newest = queries.revision(self._reads.view())
+        return self._newest
 
     def notify(self, _revision: int = 0) -> None:
         """Something was applied. Cheap: the consumers read later, each at its own pace."""
-        for wakeup in self._wakeups:
-            wakeup.set()
+        self._newest = None
+        self._latest.clear()
+        self._news = True
+        if self._waking is None and self._consumers:
+            self._waking = asyncio.get_running_loop().create_task(self._wake())
+
+    async def _wake(self) -> None:
+        """Wake the consumers, some at a time. Behind each step all else gets the larger share of the loop."""
+        while self._news:
+            self._news = False
+            consumers = list(self._consumers)
+            for first in range(0, len(consumers), _WOKEN_AT_ONCE):
+                began = time.monotonic()
+                for consumer in consumers[first : first + _WOKEN_AT_ONCE]:
+                    consumer.wakeup.set()
+                await asyncio.sleep(0)  # they run before this goes on
+                if first + _WOKEN_AT_ONCE < len(consumers):
+                    took_s = time.monotonic() - began
+                    await asyncio.sleep(min(took_s * (1 / _LOOP_SHARE - 1), _PAUSE_MAX_S))
+        self._waking = None
+
+    def _tick(self) -> None:
+        """Wake those whose heartbeat is due: one timer for all, for as long as there is anybody."""
+        now = time.monotonic()
+        for consumer in self._consumers:
+            if consumer.heartbeat_due <= now:
+                consumer.wakeup.set()
+        self._ticker = asyncio.get_running_loop().call_later(_TICK_S, self._tick) if self._consumers else None
 
     def close(self) -> None:
         """End all consumers, so that they go on at another peer."""
         self._closing = True
-        self.notify()
+        for consumer in self._consumers:
+            consumer.wakeup.set()
 
     def check(self, after: Cursor) -> None:
         """Raise WrongEpoch or Compacted when the changes after this cursor are not here any more."""
@@ -139,14 +187,16 @@ class Feed:
         {"type": "error", "error": {...}}.
         """
         self.admit()
-        wakeup = asyncio.Event()
-        self._wakeups.add(wakeup)
+        consumer = _Consumer(self, after.revision, as_msgpack, wanted)
+        self._consumers.add(consumer)
+        if self._ticker is None:
+            self._tick()
         try:
-            await _Consumer(self, after.revision, wakeup, as_msgpack, wanted).run(write, heartbeat_s)
+            await consumer.run(write, heartbeat_s)
         except errors.Gone as gone:
             await write(_encode({"type": "error", **gone.to_wire()}, as_msgpack))
         finally:
-            self._wakeups.discard(wakeup)
+            self._consumers.discard(consumer)
 
     @property
     def closing(self) -> bool:
@@ -157,8 +207,16 @@ class Feed:
 
         Raises Compacted.
         """
-        cache, limits = self._encoded[as_msgpack], self._limits
-        newest = queries.revision(self._reads.view())
+        latest = self._latest.get((as_msgpack, wanted))
+        if latest is not None and latest[0] == after:
+            return latest[1], latest[2]
+        data, revision = self._chunk(after, as_msgpack, wanted)
+        if len(data) <= _LATEST_BYTES_MAX:
+            self._latest[as_msgpack, wanted] = after, data, revision
+        return data, revision
+
+    def _chunk(self, after: int, as_msgpack: bool, wanted: FeedFilter) -> tuple[bytes, int]:
+        cache, limits, newest = self._encoded[as_msgpack], self._limits, self.newest
         rows: list[bytes] = []
         size, revision = 0, after
         while revision < min(newest, after + limits.feed_chunk_rows) and size < limits.feed_chunk_bytes:
@@ -181,7 +239,7 @@ class Feed:
             change = self._encode_change(record, as_msgpack)
             self._encoded[as_msgpack].put(record["revision"], change)
             rows.append(change.part(wanted))
-        return b"".join(rows), changes[-1]["revision"] if changes else max(after, queries.revision(self._reads.view()))
+        return b"".join(rows), changes[-1]["revision"] if changes else max(after, self.newest)
 
     def _encode_change(self, record: Row, as_msgpack: bool) -> _Change:
         cursor, before = f"{self._epoch}.{record['revision']}", record.pop("before", None)
@@ -204,47 +262,37 @@ class Feed:
         The age is null while the consumer is still behind what this peer has; the cursor is below the consumer's own
         when this peer is the one that is behind.
         """
-        newest = queries.revision(self._reads.view())
+        newest = self.newest
         staleness = self._reads.freshness()["staleness_s"] if revision >= newest else None
         cursor = f"{self._epoch}.{min(revision, newest)}"
         return _encode({"type": "heartbeat", "cursor": cursor, "staleness_s": staleness}, as_msgpack)
 
 
 class _Consumer:
-    """One connection that follows the feed."""
+    """One connection that follows the feed. `wakeup` is set when there is something to look at."""
 
-    def __init__(self, feed: Feed, revision: int, wakeup: asyncio.Event, as_msgpack: bool, wanted: FeedFilter) -> None:
-        self._feed, self._revision, self._wakeup = feed, revision, wakeup
-        self._as_msgpack, self._wanted = as_msgpack, wanted
+    def __init__(self, feed: Feed, revision: int, as_msgpack: bool, wanted: FeedFilter) -> None:
+        self._feed, self._revision, self._as_msgpack, self._wanted = feed, revision, as_msgpack, wanted
+        self.wakeup, self.heartbeat_due = asyncio.Event(), 0.0
 
     async def run(self, write: Write, heartbeat_s: float) -> None:
         """Catch up, say where that is, wait; a heartbeat at least every `heartbeat_s`, even while catching up."""
-        behind = True
-        heartbeat_due = 0.0
-        while not self._feed.closing:
-            self._wakeup.clear()
-            before = self._revision
-            data, self._revision = self._feed.chunk(before, as_msgpack=self._as_msgpack, wanted=self._wanted)
+        feed, as_msgpack, behind = self._feed, self._as_msgpack, True
+        while not feed.closing:
+            self.wakeup.clear()
+            data, self._revision = feed.chunk(self._revision, as_msgpack=as_msgpack, wanted=self._wanted)
+            caught_up = self._revision >= feed.newest
+            now = time.monotonic()
+            if (caught_up and behind) or now >= self.heartbeat_due:
+                data += feed.heartbeat(self._revision, as_msgpack=as_msgpack)
+                self.heartbeat_due, behind = now + heartbeat_s, not caught_up
             if data:
                 await write(data)
-            caught_up = self._revision == before
-            if not caught_up:
+            if caught_up:
+                await self.wakeup.wait()
+            else:
                 # Others get the loop, also when the socket takes everything at once.
                 await asyncio.sleep(0)
-            now = time.monotonic()
-            if (caught_up and behind) or now >= heartbeat_due:
-                await write(self._feed.heartbeat(self._revision, as_msgpack=self._as_msgpack))
-                heartbeat_due = now + heartbeat_s
-                behind = not caught_up
-            if caught_up:
-                await self._wait(heartbeat_due - time.monotonic())
-
-    async def _wait(self, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._wakeup.wait()
-        except TimeoutError:
-            pass
 
 
 def _encode(message: dict[str, Any], as_msgpack: bool) -> bytes:

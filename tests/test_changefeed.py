@@ -114,7 +114,9 @@ async def test_a_consumer_which_compaction_overtakes_is_told_so(cluster: Registr
         written: list[dict[str, Any]] = []
 
         async def write(data: bytes) -> None:
-            written.append(wire.unpack(data))
+            unpacker = msgpack.Unpacker()
+            unpacker.feed(data)
+            written.extend(unpacker)
             await cluster.peers["a"].proposer.propose([{"op": "compact_changes", "floor": 5}])
 
         follower = Feed(feed, epoch=1, limits=limits)

@@ -10,6 +10,7 @@ from typing import Any
 
 from raftreg.tables import (
     BLOCKS,
+    EPOCHS,
     GATEWAYS,
     PROJECTS,
     SESSIONS,
@@ -199,6 +200,14 @@ def list_projects(view: View, after: str | None, limit: int) -> tuple[list[Row],
             return page, str(page[-1]["project"])
         page.append(unpack(value))
     return page, None
+
+
+# -- numbers ------------------------------------------------------------------------------------------------------
+
+
+def numbers_skipped(view: View) -> int:
+    """How many numbers new epochs have skipped altogether: nobody was issued them."""
+    return sum(row["next_id"] - row["skipped_from"] for row in _rows(view, EPOCHS))
 
 
 # -- counts -------------------------------------------------------------------------------------------------------

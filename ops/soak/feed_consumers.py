@@ -3,9 +3,9 @@
 
 Prints "ready" when all of them have caught up. Whoever started it writes a revision to its standard input; when all
 have reached it, or after a while, it prints {"consumers", "complete", "wrong", "lag_p50_ms", "lag_p99_ms"} as JSON.
-`wrong` holds a sentence for each consumer that missed, repeated or disordered a change, or lost its connection. The lag is from
-the time of a change to its arrival. A consumer reads no more of a message than that: it shares the cores with what is
-measured.
+`wrong` holds a sentence for each consumer that missed, repeated or disordered a change, or lost its connection. The lag
+is from the time of a change to its arrival. A consumer reads no more of a message than that: it shares the cores with
+what is measured.
 """
 
 from __future__ import annotations

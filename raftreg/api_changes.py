@@ -10,9 +10,12 @@ from aiohttp import web
 
 from raftreg import errors, queries, wire
 from raftreg.api_context import Context, Document, fill_page, number_parameter, take, wants_msgpack
+from raftreg.feed_filter import ALL, FeedFilter, parse_filter
 
 logger = logging.getLogger(__name__)
 
+# What HTTP and TLS add to one write, at most.
+_FRAMING_BYTES = 1024
 _COMPACT = {"floor": int, "age_s": int}
 
 
@@ -30,7 +33,10 @@ class Changes:
         ]
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
-        """An endless stream of messages: msgpack maps one after the other, or one JSON object per line."""
+        """An endless stream of messages: msgpack maps one after the other, or one JSON object per line.
+
+        Filters are `kind`, `tenant` and `visibility`, each repeatable; cursors move on past what is not sent.
+        """
         context, limits = self._context, self._context.limits
         context.caller(request)
         after = request.query.get("after")
@@ -39,6 +45,7 @@ class Changes:
         cursor = wire.parse_cursor(after)
         heartbeat_s = number_parameter(request.query, "heartbeat_s", float)
         heartbeat_s = min(heartbeat_s or limits.feed_heartbeat_s, limits.feed_heartbeat_max_s)
+        wanted = self._filter(request)
         context.feed.check(cursor)
         context.feed.admit()
         as_msgpack = wants_msgpack(request)
@@ -47,7 +54,7 @@ class Changes:
         await response.prepare(request)
         write = _Writer(request, response, limits.feed_buffer_max_bytes, limits.feed_stall_max_s)
         try:
-            await context.feed.follow(cursor, write, as_msgpack=as_msgpack, heartbeat_s=heartbeat_s)
+            await context.feed.follow(cursor, write, as_msgpack=as_msgpack, heartbeat_s=heartbeat_s, wanted=wanted)
         except TimeoutError:
             context.metrics.feed_cut_off.inc()
             logger.warning("a feed consumer took nothing for %.1f s; cut off", limits.feed_stall_max_s)
@@ -58,7 +65,10 @@ class Changes:
     async def bootstrap(self, request: web.Request) -> web.Response:
         """{"images", "next", "start"}: read all chunks, then follow from the `start` of the first one.
 
-        Nothing is pinned between chunks: what changes meanwhile comes again by the feed, to be merged by version.
+        Nothing is pinned between chunks: what changes meanwhile comes again by the feed, to be merged by version. It
+        takes the filters of the feed. A consumer that widens its own names the one before as `known_kind`,
+        `known_tenant` and `known_visibility`, and gets only what is not in that one: it follows the feed from the
+        cursor that it had, with the wide filter, and merges by version too.
         """
         context, limits = self._context, self._context.limits
         context.caller(request)
@@ -66,17 +76,23 @@ class Changes:
         limit = number_parameter(query, "limit")
         rows_max = max(1, min(limits.page_rows_max if limit is None else limit, limits.page_rows_max))
         after = number_parameter(query, "after")
+        wanted, known = self._filter(request), self._filter(request, "known_")
         view = await context.view(request)
 
+        def is_wanted(image: Document) -> bool:
+            return wanted.shows(image) and (known == ALL or not known.shows(image))
+
         def read(after: int | None, count: int) -> tuple[list[Document], int | None]:
-            images = queries.state_chunk(view, after or 0, count)
-            # A full chunk may have been the last one; the next one is empty then.
-            return images, images[-1]["number"] if len(images) == count else None
+            return queries.state_chunk(view, after or 0, count, None if wanted == known == ALL else is_wanted)
 
         as_msgpack = wants_msgpack(request)
         rows, after = fill_page(read, after, rows_max, limits.page_bytes_max, as_msgpack=as_msgpack)
         rest = {"next": after, "start": f"{context.epoch}.{queries.revision(view)}"}
         return context.encoded(wire.encode_page("images", rows, rest, as_msgpack=as_msgpack), as_msgpack)
+
+    def _filter(self, request: web.Request, prefix: str = "") -> FeedFilter:
+        query = request.query
+        return parse_filter(lambda name: query.getall(name, []), self._context.limits.feed_filter_values_max, prefix)
 
     async def compact(self, request: web.Request) -> web.Response:
         """{"floor", "more"}, for operators: changes below `floor`, or older than `age_s`, are forgotten.
@@ -117,13 +133,18 @@ class _Writer:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the consumer is gone")
-        transport.set_write_buffer_limits(high=buffer_max_bytes)
+        low = buffer_max_bytes // 4
+        transport.set_write_buffer_limits(high=buffer_max_bytes, low=low)
         self._transport, self._response, self._stall_max_s = transport, response, stall_max_s
+        self._never_waits_bytes = low - _FRAMING_BYTES
 
     async def __call__(self, data: bytes) -> None:
         """Raises TimeoutError after breaking the connection, ConnectionError when it is gone."""
         if self._transport.is_closing():
             raise ConnectionResetError("the consumer is gone")
+        if self._transport.get_write_buffer_size() + len(data) <= self._never_waits_bytes:
+            await self._response.write(data)  # a timer would cost as much as the write
+            return
         try:
             async with asyncio.timeout(self._stall_max_s):
                 await self._response.write(data)

@@ -2,7 +2,8 @@
 
 A wake-up is one slot per consumer (an event), so apply never waits for anyone and nothing queues up for a slow
 consumer: what bounds its memory is its socket buffer. Each change is encoded once per encoding and kept for a while
-for the consumers that follow closely. Reads are short chunks of the owner's open transaction, never across an await.
+for the consumers that follow closely, beside the few facts that filters ask for: a filter decodes nothing. Reads are
+short chunks of the owner's open transaction, never across an await.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raftreg import errors, queries, wire
 from raftreg.config import Limits
-from raftreg.tables import View
+from raftreg.feed_filter import ALL, FeedFilter
+from raftreg.tables import Row, View, audience
 from raftreg.wire import Cursor
 
 
@@ -29,24 +32,65 @@ class FeedReads(Protocol):
 
 Write = Callable[[bytes], Awaitable[None]]
 
+# A step takes a millisecond or two, so that a request or a frame between peers waits no longer than that.
+_WOKEN_AT_ONCE = 32
+# Of the loop's time while many are woken: their delay is worth less than that of a write.
+_LOOP_SHARE, _PAUSE_MAX_S = 0.25, 0.01
+# How late a heartbeat may be.
+_TICK_S = 0.1
+_LATEST_BYTES_MAX = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One change as it is sent, and what filters ask: who saw the image before and sees it after (None: nobody).
+
+    `gone` is sent instead to whom the image has left.
+    """
+
+    whole: bytes
+    kind: str
+    gone: bytes = b""
+    project: str = ""
+    before: Row | None = None
+    after: Row | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.whole) + len(self.gone) + sum(map(len, self.before["members"] if self.before else ()))
+
+    def part(self, wanted: FeedFilter) -> bytes:
+        """What a consumer gets of it; often nothing."""
+        if not wanted.wants(self.kind):
+            return b""
+        if self.kind == "project":
+            return self.whole if wanted.shows_project(self.project) else b""
+        if self.kind != "image" or not wanted.images_are_narrowed:
+            return self.whole
+        if self.after is not None and wanted.shows(self.after):
+            return self.whole
+        if self.before is None or not wanted.shows(self.before):
+            return b""
+        return self.whole if self.after is None else self.gone
+
 
 class _Encoded:
     """The last encoded changes by revision, at most `bytes_max` of them; the oldest go first."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._rows: OrderedDict[int, bytes] = OrderedDict()
+        self._changes: OrderedDict[int, _Change] = OrderedDict()
         self._bytes_max, self._bytes = bytes_max, 0
 
-    def get(self, revision: int) -> bytes | None:
-        return self._rows.get(revision)
+    def get(self, revision: int) -> _Change | None:
+        return self._changes.get(revision)
 
-    def put(self, revision: int, row: bytes) -> None:
-        if revision in self._rows:
+    def put(self, revision: int, change: _Change) -> None:
+        if revision in self._changes:
             return
-        self._rows[revision] = row
-        self._bytes += len(row)
+        self._changes[revision] = change
+        self._bytes += change.size
         while self._bytes > self._bytes_max:
-            self._bytes -= len(self._rows.popitem(last=False)[1])
+            self._bytes -= self._changes.popitem(last=False)[1].size
 
 
 class Feed:
@@ -54,24 +98,64 @@ class Feed:
 
     def __init__(self, reads: FeedReads, *, epoch: int, limits: Limits) -> None:
         self._reads, self._epoch, self._limits = reads, epoch, limits
-        self._wakeups: set[asyncio.Event] = set()
+        self._consumers: set[_Consumer] = set()
         self._encoded = {as_msgpack: _Encoded(limits.feed_encoded_max_bytes // 2) for as_msgpack in (False, True)}
+        self._newest: int | None = None
+        # The last chunk that each kind of consumer was sent: those that follow closely all get the same.
+        self._latest: dict[tuple[bool, FeedFilter], tuple[int, bytes, int]] = {}
+        self._news = False
+        self._waking: asyncio.Task[None] | None = None
+        self._ticker: asyncio.TimerHandle | None = None
         self._closing = False
 
     @property
     def consumers(self) -> int:
         """How many follow right now."""
-        return len(self._wakeups)
+        return len(self._consumers)
+
+    @property
+    def newest(self) -> int:
+        """The revision of the state here."""
+        if self._newest is None:
+            self._newest = queries.revision(self._reads.view())
+        return self._newest
 
     def notify(self, _revision: int = 0) -> None:
         """Something was applied. Cheap: the consumers read later, each at its own pace."""
-        for wakeup in self._wakeups:
-            wakeup.set()
+        self._newest = None
+        self._latest.clear()
+        self._news = True
+        if self._waking is None and self._consumers:
+            self._waking = asyncio.get_running_loop().create_task(self._wake())
+
+    async def _wake(self) -> None:
+        """Wake the consumers, some at a time. Behind each step all else gets the larger share of the loop."""
+        while self._news:
+            self._news = False
+            consumers = list(self._consumers)
+            for first in range(0, len(consumers), _WOKEN_AT_ONCE):
+                began = time.monotonic()
+                for consumer in consumers[first : first + _WOKEN_AT_ONCE]:
+                    consumer.wakeup.set()
+                await asyncio.sleep(0)  # they run before this goes on
+                if first + _WOKEN_AT_ONCE < len(consumers):
+                    took_s = time.monotonic() - began
+                    await asyncio.sleep(min(took_s * (1 / _LOOP_SHARE - 1), _PAUSE_MAX_S))
+        self._waking = None
+
+    def _tick(self) -> None:
+        """Wake those whose heartbeat is due: one timer for all, for as long as there is anybody."""
+        now = time.monotonic()
+        for consumer in self._consumers:
+            if consumer.heartbeat_due <= now:
+                consumer.wakeup.set()
+        self._ticker = asyncio.get_running_loop().call_later(_TICK_S, self._tick) if self._consumers else None
 
     def close(self) -> None:
         """End all consumers, so that they go on at another peer."""
         self._closing = True
-        self.notify()
+        for consumer in self._consumers:
+            consumer.wakeup.set()
 
     def check(self, after: Cursor) -> None:
         """Raise WrongEpoch or Compacted when the changes after this cursor are not here any more."""
@@ -93,57 +177,84 @@ class Feed:
         if self.consumers >= self._limits.feed_consumers_max:
             raise errors.TooManyRequests(f"{self.consumers} consumers follow this peer already; ask another one")
 
-    async def follow(self, after: Cursor, write: Write, *, as_msgpack: bool, heartbeat_s: float) -> None:
+    async def follow(
+        self, after: Cursor, write: Write, *, as_msgpack: bool, heartbeat_s: float, wanted: FeedFilter = ALL
+    ) -> None:
         """Write changes and heartbeats until `close`; `write` waits while the consumer's buffer is full.
 
-        Raises TooManyRequests, and what `write` raises. When compaction overtakes the consumer, the last message is
+        Of an image that leaves the filter {"type": "gone", "cursor", "number", "uuid", "version"}. Raises
+        TooManyRequests, and what `write` raises. When compaction overtakes the consumer, the last message is
         {"type": "error", "error": {...}}.
         """
         self.admit()
-        wakeup = asyncio.Event()
-        self._wakeups.add(wakeup)
+        consumer = _Consumer(self, after.revision, as_msgpack, wanted)
+        self._consumers.add(consumer)
+        if self._ticker is None:
+            self._tick()
         try:
-            await _Consumer(self, after.revision, wakeup, as_msgpack).run(write, heartbeat_s)
+            await consumer.run(write, heartbeat_s)
         except errors.Gone as gone:
             await write(_encode({"type": "error", **gone.to_wire()}, as_msgpack))
         finally:
-            self._wakeups.discard(wakeup)
+            self._consumers.discard(consumer)
 
     @property
     def closing(self) -> bool:
         return self._closing
 
-    def chunk(self, after: int, *, as_msgpack: bool) -> tuple[bytes, int]:
-        """Encoded changes behind `after` and the revision that they reach; nothing and `after` when there are none.
+    def chunk(self, after: int, *, as_msgpack: bool, wanted: FeedFilter = ALL) -> tuple[bytes, int]:
+        """Encoded changes behind `after` that are wanted, and the revision that was looked at: `after` at the end.
 
         Raises Compacted.
         """
-        cache = self._encoded[as_msgpack]
-        newest = queries.revision(self._reads.view())
+        latest = self._latest.get((as_msgpack, wanted))
+        if latest is not None and latest[0] == after:
+            return latest[1], latest[2]
+        data, revision = self._chunk(after, as_msgpack, wanted)
+        if len(data) <= _LATEST_BYTES_MAX:
+            self._latest[as_msgpack, wanted] = after, data, revision
+        return data, revision
+
+    def _chunk(self, after: int, as_msgpack: bool, wanted: FeedFilter) -> tuple[bytes, int]:
+        cache, limits, newest = self._encoded[as_msgpack], self._limits, self.newest
         rows: list[bytes] = []
         size, revision = 0, after
-        while revision < newest and len(rows) < self._limits.feed_chunk_rows and size < self._limits.feed_chunk_bytes:
-            row = cache.get(revision + 1)
-            if row is None:
+        while revision < min(newest, after + limits.feed_chunk_rows) and size < limits.feed_chunk_bytes:
+            change = cache.get(revision + 1)
+            if change is None:
                 break
-            rows.append(row)
-            size, revision = size + len(row), revision + 1
-        if rows or revision >= newest:
+            rows.append(change.part(wanted))
+            size, revision = size + len(rows[-1]), revision + 1
+        if revision > after or revision >= newest:
             return b"".join(rows), revision
-        return self._read(after, as_msgpack)
+        return self._read(after, as_msgpack, wanted)
 
-    def _read(self, after: int, as_msgpack: bool) -> tuple[bytes, int]:
+    def _read(self, after: int, as_msgpack: bool, wanted: FeedFilter) -> tuple[bytes, int]:
         self.check(Cursor(self._epoch, after))
         changes = queries.changes_since(
             self._reads.view(), after, self._limits.feed_chunk_rows, self._limits.feed_chunk_bytes
         )
         rows = []
-        for change in changes:
-            revision = change["revision"]
-            row = _encode({"type": "change", "cursor": f"{self._epoch}.{revision}", **change}, as_msgpack)
-            self._encoded[as_msgpack].put(revision, row)
-            rows.append(row)
-        return b"".join(rows), changes[-1]["revision"] if changes else max(after, queries.revision(self._reads.view()))
+        for record in changes:
+            change = self._encode_change(record, as_msgpack)
+            self._encoded[as_msgpack].put(record["revision"], change)
+            rows.append(change.part(wanted))
+        return b"".join(rows), changes[-1]["revision"] if changes else max(after, self.newest)
+
+    def _encode_change(self, record: Row, as_msgpack: bool) -> _Change:
+        cursor, before = f"{self._epoch}.{record['revision']}", record.pop("before", None)
+        whole = _encode({"type": "change", "cursor": cursor, **record}, as_msgpack)
+        if record["kind"] == "project":
+            return _Change(whole, "project", project=record["project"]["project"])
+        if record["kind"] != "image":
+            return _Change(whole, record["kind"])
+        if "deleted" in record:
+            return _Change(whole, "image", before=before)
+        gone = b""
+        if before is not None:
+            named = {name: record[name] for name in ("number", "uuid", "version")}
+            gone = _encode({"type": "gone", "cursor": cursor, **named}, as_msgpack)
+        return _Change(whole, "image", gone=gone, before=before, after=audience(record["image"]))
 
     def heartbeat(self, revision: int, *, as_msgpack: bool) -> bytes:
         """How far a consumer at `revision` has got here, and how old the leader's last confirmation of that is.
@@ -151,44 +262,37 @@ class Feed:
         The age is null while the consumer is still behind what this peer has; the cursor is below the consumer's own
         when this peer is the one that is behind.
         """
-        newest = queries.revision(self._reads.view())
+        newest = self.newest
         staleness = self._reads.freshness()["staleness_s"] if revision >= newest else None
         cursor = f"{self._epoch}.{min(revision, newest)}"
         return _encode({"type": "heartbeat", "cursor": cursor, "staleness_s": staleness}, as_msgpack)
 
 
 class _Consumer:
-    """One connection that follows the feed."""
+    """One connection that follows the feed. `wakeup` is set when there is something to look at."""
 
-    def __init__(self, feed: Feed, revision: int, wakeup: asyncio.Event, as_msgpack: bool) -> None:
-        self._feed, self._revision, self._wakeup, self._as_msgpack = feed, revision, wakeup, as_msgpack
+    def __init__(self, feed: Feed, revision: int, as_msgpack: bool, wanted: FeedFilter) -> None:
+        self._feed, self._revision, self._as_msgpack, self._wanted = feed, revision, as_msgpack, wanted
+        self.wakeup, self.heartbeat_due = asyncio.Event(), 0.0
 
     async def run(self, write: Write, heartbeat_s: float) -> None:
         """Catch up, say where that is, wait; a heartbeat at least every `heartbeat_s`, even while catching up."""
-        behind = True
-        heartbeat_due = 0.0
-        while not self._feed.closing:
-            self._wakeup.clear()
-            data, self._revision = self._feed.chunk(self._revision, as_msgpack=self._as_msgpack)
+        feed, as_msgpack, behind = self._feed, self._as_msgpack, True
+        while not feed.closing:
+            self.wakeup.clear()
+            data, self._revision = feed.chunk(self._revision, as_msgpack=as_msgpack, wanted=self._wanted)
+            caught_up = self._revision >= feed.newest
+            now = time.monotonic()
+            if (caught_up and behind) or now >= self.heartbeat_due:
+                data += feed.heartbeat(self._revision, as_msgpack=as_msgpack)
+                self.heartbeat_due, behind = now + heartbeat_s, not caught_up
             if data:
                 await write(data)
+            if caught_up:
+                await self.wakeup.wait()
+            else:
                 # Others get the loop, also when the socket takes everything at once.
                 await asyncio.sleep(0)
-            caught_up = not data
-            now = time.monotonic()
-            if (caught_up and behind) or now >= heartbeat_due:
-                await write(self._feed.heartbeat(self._revision, as_msgpack=self._as_msgpack))
-                heartbeat_due = now + heartbeat_s
-                behind = not caught_up
-            if caught_up:
-                await self._wait(heartbeat_due - time.monotonic())
-
-    async def _wait(self, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._wakeup.wait()
-        except TimeoutError:
-            pass
 
 
 def _encode(message: dict[str, Any], as_msgpack: bool) -> bytes:

@@ -259,7 +259,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print_json({url: answer.to_wire() if _failed(answer) else answer for url, answer in answers.items()})
     else:
         Console().print(_status_table(answers))
-        for line in _troubles(answers):
+        for line in filter(None, [_numbers(answers), *_troubles(answers)]):
             print(line)
     return DONE if any(not _failed(answer) and answer["leader"] for answer in answers.values()) else FAILED
 
@@ -296,6 +296,20 @@ def _observer_rows(answers: dict[str, Any]) -> list[list[str]]:
     return [
         [name, f"[{style}]observer[/]", "", str(at["match"]), *rest] for name, at in seen.items() if name not in asked
     ]
+
+
+def _numbers(answers: dict[str, Any]) -> str | None:
+    """How long the image numbers last, by the account of one peer: the leader, if it answers."""
+    answering = [answer for answer in answers.values() if not _failed(answer)]
+    if not answering:
+        return None
+    ids = min(answering, key=lambda answer: answer["role"] != "leader")["ids"]
+    days, lasts = ids["days"]["int32"], "rate not known yet"
+    if days is not None:
+        lasts = f"{days:,.0f} days at {ids['per_day']:,.0f} a day"
+    elif ids["per_day"] is not None:
+        lasts = "for ever at this rate"
+    return f"next number {ids['next']}; {ids['remaining']['int32']:,} left up to 2^31-1: {lasts}"
 
 
 def _troubles(answers: dict[str, Any]) -> list[str]:

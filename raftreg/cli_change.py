@@ -17,11 +17,14 @@ from typing import Any
 from raftreg import errors, wire
 from raftreg.cli_connection import CURSOR_GONE, DONE, Commands, add_connection, add_noun, client, count, moment
 from raftreg.client import Client
+from raftreg.commands import VISIBILITIES
+from raftreg.feed_filter import KINDS, FeedFilter
 
 _EXAMPLES = """\
   raftreg change tail                              what happens from now on
   raftreg change tail --after 1.4711               what happened behind that cursor, and goes on
   raftreg change tail --json | jq -c 'select(.kind == "image") | [.cursor, .op, .uuid, .actor.user]'
+  raftreg change tail --json --kind image --tenant 8ac1f0e4 --visibility shared
   raftreg change tail --json --after "$(cat cursor)" | while read -r change; do
       handle "$change" && jq -r .cursor <<< "$change" > cursor; done
 """
@@ -33,12 +36,24 @@ def add(commands: Commands) -> None:
         "tail",
         help="follow the changefeed until SIGINT, SIGTERM or the reader of a pipe goes away",
         description="One line per change, written at once; with --json one object per line, whose `cursor` is where "
-        "to go on behind it. The last cursor is told on the standard error. While no peer answers it waits. Exit "
+        "to go on behind it. With a filter, an image that leaves it is told as gone, without what it is now. The last "
+        "cursor is told on the standard error. While no peer answers it waits. Exit "
         "status 4 when the changes behind the cursor were compacted away: read the images again.",
     )
     add_connection(tail)
     tail.add_argument("--after", metavar="CURSOR", help="EPOCH.REVISION; default: what happens from now on")
     tail.add_argument("--count", type=count, metavar="N", help="end after so many changes")
+    tail.add_argument("--kind", action="append", default=[], choices=KINDS, help="of changes; may be repeated")
+    tail.add_argument(
+        "--tenant",
+        action="append",
+        default=[],
+        metavar="PROJECT",
+        help="only images that it owns or sees (public, community, shared with it), and its quota; may be repeated",
+    )
+    tail.add_argument(
+        "--visibility", action="append", default=[], choices=VISIBILITIES, help="of images; may be repeated"
+    )
     tail.set_defaults(run=_tail)
 
 
@@ -56,7 +71,7 @@ async def _follow(arguments: argparse.Namespace) -> int:
     with output.ended_by(task):
         try:
             async with client(arguments) as registry:
-                await feed.run(registry, output, as_json=arguments.json, count=arguments.count)
+                await feed.run(registry, output, _wanted(arguments), as_json=arguments.json, count=arguments.count)
         except (_Ended, asyncio.CancelledError, BrokenPipeError):
             pass
         except errors.Gone as gone:
@@ -65,6 +80,10 @@ async def _follow(arguments: argparse.Namespace) -> int:
     if feed.cursor is not None:
         print(f"raftreg: go on with --after {feed.cursor}", file=sys.stderr)
     return DONE
+
+
+def _wanted(arguments: argparse.Namespace) -> FeedFilter:
+    return FeedFilter(frozenset(arguments.kind), frozenset(arguments.tenant), frozenset(arguments.visibility))
 
 
 def _resync(gone: errors.Gone) -> str:
@@ -83,14 +102,17 @@ class _Tail:
     def __init__(self, cursor: str | None) -> None:
         self.cursor = cursor
 
-    async def run(self, registry: Client, output: _Output, *, as_json: bool, count: int | None) -> None:
+    async def run(
+        self, registry: Client, output: _Output, wanted: FeedFilter, *, as_json: bool, count: int | None
+    ) -> None:
         # A cluster that can't be reached is told at once; only later is it waited for.
         status = await registry.status()
         self.cursor = self.cursor or f"{status['epoch']}.{status['revision']}"
         left = count
-        async with contextlib.aclosing(registry.changes(self.cursor)) as messages:
+        async with contextlib.aclosing(registry.changes(self.cursor, wanted=wanted)) as messages:
             async for message in messages:
-                if message["type"] != "change":
+                if message["type"] == "heartbeat":
+                    self.cursor = message["cursor"]  # moves on past what is not wanted
                     continue
                 output.write(wire.to_json(message) if as_json else _line(message).encode())
                 self.cursor = message["cursor"]
@@ -157,6 +179,8 @@ class _Output:
 
 def _line(change: dict[str, Any]) -> str:
     """One change for people."""
+    if change["type"] == "gone":
+        return f"{change['cursor']} gone from the filter: number {change['number']} uuid {change['uuid']}"
     names = ("number", "uuid", "zone", "gateway", "session", "block")
     subject = [f"{name} {_named(change[name])}" for name in names if change.get(name) is not None]
     changed = [f"({', '.join(change['changed'])})"] if change.get("changed") else []

@@ -16,43 +16,23 @@ Errors are those of `raftreg.errors`; `error.definite` says whether it surely di
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
 import ssl as tls
-import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
-import msgpack
-
 from raftreg import certificates, errors, wire
-from raftreg.client_requests import (
-    CONNECT_S,
-    RETRY_MAX_S,
-    RETRY_MIN_S,
-    Attempt,
-    Document,
-    Requests,
-    error_of,
-    new_key,
-    query_of,
-)
+from raftreg.client_feed import FeedRequests
+from raftreg.client_requests import Attempt, Document, new_key, query_of
 from raftreg.config import TlsFiles
 from raftreg.endpoints import Endpoint
+from raftreg.feed_filter import FeedFilter
 
-__all__ = ["Client", "Document", "Ref", "client_ssl_context", "new_key"]
+__all__ = ["Client", "Document", "FeedFilter", "Ref", "client_ssl_context", "new_key"]
 
 Ref = int | str | Mapping[str, int | str]
 """An image: its number, its UUID, or {"number", "uuid"} when both are known (then both must fit)."""
-
-FEED_SILENCE_S = 3.0
-"""A feed says something every second; after this it is followed elsewhere."""
-FEED_BEHIND_S = 5.0
-"""How long a peer whose state is older than what was already seen is waited for."""
-_FEED_MESSAGE_BYTES_MAX = 64 << 20
 
 
 def client_ssl_context(ca: Path | str, cert: Path | str, key: Path | str) -> tls.SSLContext:
@@ -60,7 +40,7 @@ def client_ssl_context(ca: Path | str, cert: Path | str, key: Path | str) -> tls
     return certificates.api_client_context(TlsFiles(Path(ca), Path(cert), Path(key)))
 
 
-class Client(Requests):
+class Client(FeedRequests):
     """Talks to one registry through any of its endpoints; use one per process, from one event loop.
 
     `deadline_s` bounds every call, retries included. `actor` (user, project, request_id) goes into what is written.
@@ -325,102 +305,6 @@ class Client(Requests):
     async def transfer_leadership(self, to: str | None = None) -> Document:
         """{"from", "to", "took_s"} once another voter leads: `to`, or the one that is furthest. For operators."""
         return await self.request("POST", "leader/transfer", body={"to": to})
-
-    # -- changefeed -----------------------------------------------------------------------------------------------
-
-    async def bootstrap(
-        self, *, chunk_rows: int = 500, consistency: str = "linearizable", max_staleness: float | None = None
-    ) -> AsyncGenerator[Document, None]:
-        """Chunks {"images", "start", "next"} of all images in order of their number.
-
-        Follow `changes` from the `start` of the *first* chunk and merge by version: later chunks may already hold
-        what the feed brings again.
-        """
-        after: int | None = 0
-        start: wire.Cursor | None = None
-        params: Document = {"limit": chunk_rows, "consistency": consistency, "max_staleness": max_staleness}
-        while after is not None:
-            chunk = await self.request("GET", "bootstrap", params={**params, "after": after}, near=True)
-            if start is not None and wire.parse_cursor(chunk["start"]) < start:
-                # Another endpoint, which lacks changes that the feed will not bring any more.
-                fresh = {**params, "consistency": "linearizable", "max_staleness": None}
-                chunk = await self.request("GET", "bootstrap", params={**fresh, "after": after}, near=True)
-            start = start or wire.parse_cursor(chunk["start"])
-            yield chunk
-            after = chunk["next"]
-
-    async def changes(self, after: str, *, heartbeat_s: float = 0.5) -> AsyncGenerator[Document, None]:
-        """Changes behind the cursor `after` in order, each once, and heartbeats; goes on at another peer for ever.
-
-        A message is {"type": "change", "cursor", ...change record} or {"type": "heartbeat", "cursor", "staleness_s"}.
-        Cursors never decrease. While no peer answers nothing comes: watch the clock. Raises Compacted or WrongEpoch
-        when the images must be read again by `bootstrap`, and definite refusals such as Forbidden.
-        """
-        feed = _Position(wire.parse_cursor(after))
-        pause = RETRY_MIN_S
-        while True:
-            endpoint = self.nearest()
-            try:
-                async with contextlib.aclosing(self._follow(endpoint, feed, heartbeat_s)) as messages:
-                    async for message in messages:
-                        pause = RETRY_MIN_S
-                        yield message
-                        if message["type"] == "heartbeat" and self.nearest() is not endpoint:
-                            break
-                    else:
-                        self.endpoints.avoid(endpoint)
-            except (errors.Unavailable, errors.TooManyRequests, errors.Indefinite):
-                self.endpoints.avoid(endpoint)
-            except (aiohttp.ClientError, ConnectionError, TimeoutError):
-                self.endpoints.avoid(endpoint)
-            await asyncio.sleep(random.uniform(0, pause))
-            pause = min(pause * 2, RETRY_MAX_S)
-
-    async def _follow(self, endpoint: Endpoint, feed: _Position, heartbeat_s: float) -> AsyncGenerator[Document, None]:
-        """Messages of one connection, from where the feed stands."""
-        params = {"after": str(feed.cursor), "heartbeat_s": str(heartbeat_s)}
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=FEED_SILENCE_S)
-        async with self.http().get(
-            f"{endpoint.url}{wire.PREFIX}/changes", params=params, headers=self.headers, timeout=timeout
-        ) as answer:
-            if answer.status != 200:
-                raise error_of(answer, await answer.read())
-            unpacker = msgpack.Unpacker(max_buffer_size=_FEED_MESSAGE_BYTES_MAX)
-            async for data in answer.content.iter_any():
-                unpacker.feed(data)
-                for message in unpacker:
-                    if message["type"] == "error":
-                        raise errors.from_fields(message["error"])
-                    if feed.advance(message):
-                        yield message
-                    elif feed.gave_up():
-                        return
-
-
-class _Position:
-    """How far a feed has come. It never goes back: a source that is behind is waited for, then left."""
-
-    def __init__(self, cursor: wire.Cursor) -> None:
-        self.cursor = cursor
-        self._behind_since: float | None = None
-
-    def advance(self, message: Document) -> bool:
-        """Whether the message is news (a heartbeat at the position counts); moves on to its cursor."""
-        cursor = wire.parse_cursor(message["cursor"])
-        repeated = message["type"] == "change" and cursor == self.cursor
-        if cursor < self.cursor or repeated:
-            if self._behind_since is None:
-                self._behind_since = time.monotonic()
-            return False
-        self.cursor, self._behind_since = cursor, None
-        return True
-
-    def gave_up(self) -> bool:
-        """Whether the source has been behind for too long; counts anew afterwards."""
-        if self._behind_since is None or time.monotonic() - self._behind_since < FEED_BEHIND_S:
-            return False
-        self._behind_since = None
-        return True
 
 
 def _written(ok: Document) -> Document:

@@ -177,6 +177,8 @@ class Limits:
     feed_chunk_bytes: int = 256 * KIB
     # Encoded changes kept for consumers that follow closely (a few KiB each, per encoding).
     feed_encoded_max_bytes: int = 16 * MIB
+    # Kinds, tenants and visibilities that one consumer may name, each: as many tenants as fit a request's first line.
+    feed_filter_values_max: int = 128
     feed_heartbeat_s: float = 0.5
     feed_heartbeat_max_s: float = 1.0
 

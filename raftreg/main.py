@@ -16,6 +16,7 @@ from raftreg.backup_schedule import BackupKeeper
 from raftreg.changefeed import Feed
 from raftreg.compaction import ChangeCompactor
 from raftreg.config import PeerConfig
+from raftreg.id_forecast import IdForecast
 from raftreg.leases import LeaseKeeper
 from raftreg.levels import Levels, admit
 from raftreg.metrics import PeerMetrics
@@ -54,6 +55,7 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         if peer.raft.applied != applied_before and feed is not None:
             applied_before = peer.raft.applied
             feed.notify()
+            ids.sample()
 
     # The store is opened first: a directory of another peer, cluster or release must stop us before anything listens.
     peer = Peer(
@@ -66,17 +68,18 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
         admit=admit,
     )
     identity = peer.store.identity
+    ids = IdForecast(peer.reads.view)
     feed = Feed(peer.reads, epoch=identity.epoch, limits=config.limits)
     leases = LeaseKeeper(peer.proposer, peer.reads, peer_name=config.name, lease_s=config.limits.zone_lease_s)
     levels = Levels(peer, leases)
     compactor = ChangeCompactor(peer, queries.revision, queries.compaction_floor)
     backups = _backups(config, identity.cluster_id, peer, metrics)
-    metrics.before_render.append(lambda: _fill(metrics, peer, backups))
+    metrics.before_render.append(lambda: _fill(metrics, peer, backups, ids))
     app = api.build_app(
         proposer=peer.proposer,
         reads=peer.reads,
         leadership=peer.leadership,
-        status=lambda: _with_levels(_status(peer, backups), levels),
+        status=lambda: _with_levels(_status(peer, backups, ids), levels),
         cluster_id=identity.cluster_id,
         epoch=identity.epoch,
         peer_name=config.name,
@@ -121,16 +124,16 @@ def _with_levels(status: dict[str, Any], levels: Levels) -> dict[str, Any]:
     return {**status, "errors": errors, "level": levels.status()}
 
 
-def _status(peer: Peer, backups: BackupKeeper | None) -> dict[str, Any]:
+def _status(peer: Peer, backups: BackupKeeper | None, ids: IdForecast) -> dict[str, Any]:
     status = peer.status()
     if backups is not None:
         status["errors"] += backups.errors()
-    return {**status, "backup": None if backups is None else backups.status()}
+    return {**status, "ids": ids.status(), "backup": None if backups is None else backups.status()}
 
 
-def _fill(metrics: PeerMetrics, peer: Peer, backups: BackupKeeper | None) -> None:
+def _fill(metrics: PeerMetrics, peer: Peer, backups: BackupKeeper | None, ids: IdForecast) -> None:
     """The gauges that only consensus and schedule know."""
-    status = _status(peer, backups)
+    status = _status(peer, backups, ids)
     metrics.term.set(status["term"])
     metrics.commit_index.set(status["commit"])
     metrics.proposals_pending.set(status["proposals_pending"])
@@ -142,4 +145,5 @@ def _fill(metrics: PeerMetrics, peer: Peer, backups: BackupKeeper | None) -> Non
     readers = [peer.raft.snapshots.spool.reader_age_s(), 0.0 if backups is None else backups.reader_age_s()]
     metrics.oldest_reader_s.set(max(readers))
     metrics.backups.fill(status["backup"])
+    metrics.ids.fill(status["ids"])
     metrics.integrity.fill(status["integrity"])

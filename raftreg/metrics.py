@@ -20,6 +20,7 @@ from raftreg.backup_run import REASONS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+_DAY_S = 86_400
 # From a fast NVMe drive's sync to a disk on which the peer should not lead.
 _SYNC_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -89,6 +90,33 @@ class _Backups:
         self._failing.set(backup is not None and backup["trouble"] is not None)
 
 
+class _Ids:
+    """Image numbers: what is left, for how long; `predict_linear` on `remaining` tells it by another window."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._next = Gauge("raftreg_ids_next", "The next image number to be issued.", registry=registry)
+        self._remaining = Gauge(
+            "raftreg_ids_remaining",
+            "Numbers left up to 2^31-1, the last that old clients can hold (int32), and to 2^53-1, the last (int53).",
+            ["limit"],
+            registry=registry,
+        )
+        self._runway_s = Gauge(
+            "raftreg_ids_runway_seconds",
+            "How long these last at the rate of the last day, as far as this process saw it; NaN: not known yet.",
+            ["limit"],
+            registry=registry,
+        )
+
+    def fill(self, ids: dict[str, Any]) -> None:
+        self._next.set(ids["next"])
+        for limit, left in ids["remaining"].items():
+            self._remaining.labels(limit).set(left)
+            per_day = ids["per_day"]
+            runway_s = math.nan if per_day is None else left / per_day * _DAY_S if per_day else math.inf
+            self._runway_s.labels(limit).set(runway_s)
+
+
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
@@ -123,6 +151,7 @@ class PeerMetrics:
         self.requests_running = gauge("http_requests_running", "Requests that are being answered.")
         self.integrity = _Integrity(gauge)
         self.backups = _Backups(gauge, registry)
+        self.ids = _Ids(registry)
         self.proposals = Counter(
             "raftreg_proposals", "Commands offered to the log by outcome.", ["outcome"], registry=registry
         )

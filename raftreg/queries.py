@@ -5,10 +5,12 @@ Each call reads a bounded number of rows, so that it fits between two turns of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from raftreg.tables import (
     BLOCKS,
+    EPOCHS,
     GATEWAYS,
     PROJECTS,
     SESSIONS,
@@ -65,16 +67,24 @@ def _tombstone(view: View, number: int) -> Row | None:
     return None if value is None else unpack(value)
 
 
-def state_chunk(view: View, after_number: int, limit: int) -> list[Row]:
-    """At most `limit` images with a number above `after_number`, by number: a part of a bootstrap."""
+def state_chunk(
+    view: View, after_number: int, limit: int, wanted: Callable[[Row], bool] | None = None
+) -> tuple[list[Row], int | None]:
+    """At most `limit` images with a number above `after_number` that are `wanted`, by number: a part of a bootstrap.
+
+    Also the number to go on behind, or None at the end. One call looks at SCAN_ROWS_MAX rows at most, so that a chunk
+    may be short, even empty, before the end.
+    """
     images: list[Row] = []
-    if limit <= 0:
-        return images
-    for _, value in view.scan(image_key(after_number + 1), prefix_end(image_key(0)[:1])):
-        images.append(unpack(value))
-        if len(images) == limit:
-            break
-    return images
+    number = after_number
+    for scanned, (_, value) in enumerate(view.scan(image_key(after_number + 1), prefix_end(image_key(0)[:1]))):
+        if len(images) >= limit or scanned == SCAN_ROWS_MAX:
+            return images, number
+        image: Row = unpack(value)
+        number = image["number"]
+        if wanted is None or wanted(image):
+            images.append(image)
+    return images, None
 
 
 # -- the state as a whole -----------------------------------------------------------------------------------------
@@ -212,6 +222,14 @@ def get_project(view: View, project: str) -> Row:
 def list_projects(view: View, after: str | None, limit: int) -> tuple[list[Row], str | None]:
     """A page of projects that own images or have a quota, in the order of their keys, and where to go on."""
     return _page(view, PROJECTS, None if after is None else project_key(after), limit, "project")
+
+
+# -- numbers ------------------------------------------------------------------------------------------------------
+
+
+def numbers_skipped(view: View) -> int:
+    """How many numbers new epochs have skipped altogether: nobody was issued them."""
+    return sum(row["next_id"] - row["skipped_from"] for row in _rows(view, EPOCHS))
 
 
 # -- counts -------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from raftreg.tables import (
     INDEXED,
     SORTS,
     Row,
+    audience,
     image_key,
     index_keys,
     pack,
@@ -78,7 +79,7 @@ def create_image(ctx: Context, command: Command, session: Row | None = None) -> 
     for project in charged:
         ctx.charge(project)
     ctx.head.images += 1
-    _record(ctx, command, image, packed, [])
+    _record(ctx, command, image, packed, [], None)
     return {"number": number, "uuid": uuid, "version": 1, "revision": image["revision"], "image": image}
 
 
@@ -100,10 +101,15 @@ def _location(location: Row) -> Row:
     return {**_LOCATION_DEFAULTS, **location}
 
 
-def _record(ctx: Context, command: Command, image: Row, packed: bytes | None, changed: list[str]) -> None:
+def _record(
+    ctx: Context, command: Command, image: Row, packed: bytes | None, changed: list[str], before: Row | None
+) -> None:
+    """`before`: who saw the image until now, where that differs afterwards; the feed keeps it to itself."""
     fields = {
         "number": image["number"], "uuid": image["uuid"], "version": image["version"], "changed": changed,
     }  # fmt: skip
+    if before is not None:
+        fields["before"] = before
     if packed is None:
         ctx.record("image", command, {**fields, "deleted": True})
     else:
@@ -244,7 +250,8 @@ def update_image(ctx: Context, command: Command, session: Row | None = None) -> 
     for project in charged:
         ctx.charge(project)
     _reindex(ctx, before, image, changed)
-    _record(ctx, command, image, new, changed)
+    seen_by = audience(before)
+    _record(ctx, command, image, new, changed, None if seen_by == audience(image) else seen_by)
     return {name: image[name] for name in ("number", "uuid", "version", "revision")} | {"image": image}
 
 
@@ -399,5 +406,5 @@ def delete_image(ctx: Context, command: Command, session: Row | None = None) -> 
     ctx.insert(tombstone_key(number), pack(tombstone))
     ctx.head.images -= 1
     ctx.head.tombstones += 1
-    _record(ctx, command, image, None, ["status"])
+    _record(ctx, command, image, None, ["status"], audience(image))
     return {name: image[name] for name in ("number", "uuid", "version", "revision")}

@@ -371,6 +371,11 @@ def _members(image: Row) -> list[str]:
     return list(image["members"]) if image["visibility"] == "shared" else []
 
 
+def audience(image: Row) -> Row:
+    """What decides who sees the image: {"owner", "visibility", "members"}, of these the names."""
+    return {"owner": image["owner"], "visibility": image["visibility"], "members": _members(image)}
+
+
 MANY_VALUED: dict[str, Callable[[Row], list[str]]] = {
     "tag": lambda image: list(image["tags"]),
     "data_zone": _data_zones,

@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from raftreg import errors, wire
+from raftreg import changefeed, errors, wire
 from raftreg.changefeed import Feed
 from raftreg.client import Client
 from raftreg.config import Limits
@@ -114,7 +115,9 @@ async def test_a_consumer_which_compaction_overtakes_is_told_so(cluster: Registr
         written: list[dict[str, Any]] = []
 
         async def write(data: bytes) -> None:
-            written.append(wire.unpack(data))
+            unpacker = msgpack.Unpacker()
+            unpacker.feed(data)
+            written.extend(unpacker)
             await cluster.peers["a"].proposer.propose([{"op": "compact_changes", "floor": 5}])
 
         follower = Feed(feed, epoch=1, limits=limits)
@@ -137,6 +140,44 @@ async def test_a_change_is_encoded_once_for_all_consumers(cluster: Registry) -> 
     assert feed.chunk(1, as_msgpack=True)[1] == 3
 
 
+async def test_many_consumers_are_woken_some_at_a_time_and_all_get_everything(cluster: Registry) -> None:
+    feed = Feed(cluster.peers["a"].reads, epoch=1, limits=Limits())
+    turns = 0
+    got: list[list[tuple[int, int]]] = [[] for _ in range(100)]  # (revision, turn of the loop) of each consumer
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def writing_to(mine: list[tuple[int, int]]) -> Callable[[bytes], Awaitable[None]]:
+        async def write(data: bytes) -> None:
+            unpacker = msgpack.Unpacker()
+            unpacker.feed(data)
+            mine.extend((message["revision"], turns) for message in unpacker if message["type"] == "change")
+
+        return write
+
+    async def all_have(revision: int) -> bool:
+        return all(mine and mine[-1][0] == revision for mine in got)
+
+    async with cluster.client() as client, asyncio.TaskGroup() as group:
+        counting = group.create_task(count_turns())
+        for mine in got:
+            group.create_task(feed.follow(wire.Cursor(1, 0), writing_to(mine), as_msgpack=True, heartbeat_s=60))
+        for revision in (1, 2, 3):
+            await create(client, 1)
+            feed.notify()
+            await until(lambda revision=revision: all_have(revision))  # type: ignore[misc]
+        feed.close()
+        counting.cancel()
+    assert all([revision for revision, _ in mine] == [1, 2, 3] for mine in got)
+    together = Counter(turn for mine in got for _, turn in mine)
+    assert max(together.values()) <= changefeed._WOKEN_AT_ONCE
+    assert feed.consumers == 0
+
+
 async def test_what_is_kept_encoded_is_bounded(cluster: Registry) -> None:
     async with cluster.client() as client:
         await create(client, 20)
@@ -154,7 +195,7 @@ async def test_what_is_kept_encoded_is_bounded(cluster: Registry) -> None:
             revisions += [message["revision"] for message in unpacker]
             after = reached
     assert revisions == [*range(1, 21), *range(1, 21)]
-    assert sum(len(row) for row in feed._encoded[True]._rows.values()) <= 2000
+    assert sum(len(change.whole) for change in feed._encoded[True]._changes.values()) <= 2000
 
 
 async def test_a_consumer_that_does_not_read_is_cut_off_and_the_others_are_not(tmp_path: Path) -> None:

@@ -368,6 +368,23 @@ def test_changes_come_as_they_happen_until_a_signal_and_go_on_at_the_cursor(
     assert f"delete_image number {made['number']} uuid {made['uuid']}" in line
 
 
+def test_a_tail_with_filters_tells_what_is_in_them_and_what_is_gone(running: Path) -> None:
+    before = cursor(running)
+    documented("image", "create", "--name", "other", "--visibility", "private")
+    made = documented("image", "create", "--name", "seen", "--visibility", "public")
+    documented("image", "update", made["number"], "--visibility", "private")
+    filters = ("--kind", "image", "--visibility", "public", "--after", before)
+    with tailing(*filters) as tail:
+        assert next_change(tail)["number"] == made["number"]
+        assert next_change(tail) == {
+            "type": "gone", "cursor": cursor(running), "number": made["number"], "uuid": made["uuid"], "version": 2,
+        }  # fmt: skip
+        tail.send_signal(signal.SIGTERM)
+        assert tail.wait(PATIENCE_S) == 0
+    lines = raftreg("change", "tail", *filters, "--count", 2).splitlines()
+    assert lines[1] == f"{cursor(running)} gone from the filter: number {made['number']} uuid {made['uuid']}"
+
+
 def test_a_tail_ends_when_the_reader_of_its_pipe_goes_away_although_nothing_happens(running: Path) -> None:
     before = cursor(running)
     said("id", "allocate")

@@ -44,7 +44,7 @@ def life(tmp_path: Path) -> Iterator[Life]:
 
 
 def marks(view: tables.View) -> list[Any]:
-    return [image.get("mark") for image in queries.state_chunk(view, 0, 100)]
+    return [image.get("mark") for image in queries.state_chunk(view, 0, 100)[0]]
 
 
 # -- apply --------------------------------------------------------------------------------------------------------

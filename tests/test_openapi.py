@@ -29,6 +29,7 @@ from raftreg import (
     api_zones,
     commands,
     errors,
+    feed_filter,
     listing,
     wire,
 )
@@ -203,7 +204,7 @@ def test_enumerations_are_those_of_the_code() -> None:
     assert set(enum("LocationStatus")) == commands.LOCATION_STATUSES
     assert tuple(enum("MemberStatus")) == commands.MEMBER_STATUSES
     assert tuple(properties("BatchOperation")["op"]["enum"]) == api_images._BATCH_OPS
-    assert set(properties("Change")["kind"]["enum"]) == string_constants({"record": 0})
+    assert set(enum("ChangeKind")) == set(feed_filter.KINDS) == string_constants({"record": 0})
     sort = DOCUMENT["components"]["parameters"]["Sort"]["schema"]["pattern"]
     assert set(re.findall(r"[a-z_]{4,}", sort.partition(":")[0])) == set(listing.SORT_KEYS)
 

@@ -38,7 +38,7 @@ def test_an_image_is_found_by_number_by_uuid_and_after_its_deletion_as_deleted(
 def test_bootstrap_chunks_add_up_to_all_images_by_number(populated: tuple[Life, list[Document]], size: int) -> None:
     life, images = populated
     found: list[Document] = []
-    while chunk := queries.state_chunk(life.view, found[-1]["number"] if found else 0, size):
+    while chunk := queries.state_chunk(life.view, found[-1]["number"] if found else 0, size)[0]:
         assert len(chunk) <= size
         found += chunk
     assert found == images

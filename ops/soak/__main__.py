@@ -1,7 +1,7 @@
 """`python -m ops.soak [NAME ...] [--count N]` (`make soak`): measure on real processes; figures as JSON, then verdicts.
 
-N is the number of kills, rounds, transfers, reads or images, for a shorter look than the one that is recorded. What is
-measured is added to .run/soak/results.jsonl.
+N is the number of kills, rounds, transfers, reads, images or consumers, for a shorter look than the one that is
+recorded. What is measured is added to .run/soak/results.jsonl.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from ops.dev.cluster import RUN_DIR, forget_caller
-from ops.soak import kills, near_observer, no_quorum, rejoin, restarts, scale, transfers
+from ops.soak import feed, kills, near_observer, no_quorum, rejoin, restarts, scale, transfers
 from ops.soak.outcome import Outcome
 
 RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
@@ -22,11 +22,12 @@ RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
     "no-quorum": no_quorum.run,
     "observer": near_observer.run,
     "rejoin": rejoin.run,
+    "feed": feed.run,
     "scale": scale.run,
 }
 # No run takes longer; one that hangs is a failure too. A million images are loaded first.
 RUN_MAX_S = 240.0
-LONG_RUN_MAX_S = {"rejoin": 1800.0, "scale": 2400.0}
+LONG_RUN_MAX_S = {"feed": 600.0, "rejoin": 1800.0, "scale": 2400.0}
 
 
 def main() -> int:

@@ -272,7 +272,7 @@ async def test_a_fill_goes_on_at_another_peer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("kind=picture", "kind='picture' is none of image, zone, session, block, epoch, project"),
+        ("kind=picture", "kind='picture' is none of image, zone, session, block, epoch, project, level"),
         ("visibility=secret", "visibility='secret' is none of private, shared, community, public"),
         ("tenant=", "tenant must have 1 to 255 characters"),
         (f"tenant={'x' * 256}", "tenant must have 1 to 255 characters"),

@@ -99,6 +99,8 @@ def peers(tmp_path: Path) -> Iterator[Peers]:
     made.kill()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_a_cluster_is_upgraded_one_by_one_may_go_back_and_raises_its_level_for_good(peers: Peers) -> None:
     for name in "abco":
         peers.start(name, THIS)

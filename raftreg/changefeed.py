@@ -34,8 +34,6 @@ Write = Callable[[bytes], Awaitable[None]]
 
 # A step takes a millisecond or two, so that a request or a frame between peers waits no longer than that.
 _WOKEN_AT_ONCE = 32
-# Of the loop's time while many are woken: their delay is worth less than that of a write.
-_LOOP_SHARE, _PAUSE_MAX_S = 0.25, 0.01
 # How late a heartbeat may be.
 _TICK_S = 0.1
 _LATEST_BYTES_MAX = 16_384
@@ -129,18 +127,15 @@ class Feed:
             self._waking = asyncio.get_running_loop().create_task(self._wake())
 
     async def _wake(self) -> None:
-        """Wake the consumers, some at a time. Behind each step all else gets the larger share of the loop."""
+        """Wake the consumers, some at a time and so many per second: of many, each gets several changes at once."""
         while self._news:
             self._news = False
             consumers = list(self._consumers)
             for first in range(0, len(consumers), _WOKEN_AT_ONCE):
-                began = time.monotonic()
-                for consumer in consumers[first : first + _WOKEN_AT_ONCE]:
+                woken = consumers[first : first + _WOKEN_AT_ONCE]
+                for consumer in woken:
                     consumer.wakeup.set()
-                await asyncio.sleep(0)  # they run before this goes on
-                if first + _WOKEN_AT_ONCE < len(consumers):
-                    took_s = time.monotonic() - began
-                    await asyncio.sleep(min(took_s * (1 / _LOOP_SHARE - 1), _PAUSE_MAX_S))
+                await asyncio.sleep(len(woken) / self._limits.feed_writes_per_s_max)
         self._waking = None
 
     def _tick(self) -> None:
@@ -283,7 +278,9 @@ class _Consumer:
             data, self._revision = feed.chunk(self._revision, as_msgpack=as_msgpack, wanted=self._wanted)
             caught_up = self._revision >= feed.newest
             now = time.monotonic()
-            if (caught_up and behind) or now >= self.heartbeat_due:
+            # One that is due soon goes along with changes: a write costs more than the heartbeat.
+            soon = heartbeat_s / 2 if data else 0.0
+            if (caught_up and behind) or now >= self.heartbeat_due - soon:
                 data += feed.heartbeat(self._revision, as_msgpack=as_msgpack)
                 self.heartbeat_due, behind = now + heartbeat_s, not caught_up
             if data:

@@ -213,28 +213,27 @@ class Feed:
     def _chunk(self, after: int, as_msgpack: bool, wanted: FeedFilter) -> tuple[bytes, int]:
         cache, limits, newest = self._encoded[as_msgpack], self._limits, self.newest
         rows: list[bytes] = []
-        size, revision = 0, after
-        while revision < min(newest, after + limits.feed_chunk_rows) and size < limits.feed_chunk_bytes:
+        size, revision, end = 0, after, min(newest, after + limits.feed_chunk_rows)
+        while revision < end and size < limits.feed_chunk_bytes:
             change = cache.get(revision + 1)
             if change is None:
+                self.check(Cursor(self._epoch, revision))
+                left = end - revision, limits.feed_chunk_bytes - size
+                changes = self._read(revision, *left, as_msgpack)
+                rows += [change.part(wanted) for _, change in changes]
+                revision = changes[-1][0] if changes else newest
                 break
             rows.append(change.part(wanted))
             size, revision = size + len(rows[-1]), revision + 1
-        if revision > after or revision >= newest:
-            return b"".join(rows), revision
-        return self._read(after, as_msgpack, wanted)
+        return b"".join(rows), revision
 
-    def _read(self, after: int, as_msgpack: bool, wanted: FeedFilter) -> tuple[bytes, int]:
-        self.check(Cursor(self._epoch, after))
-        changes = queries.changes_since(
-            self._reads.view(), after, self._limits.feed_chunk_rows, self._limits.feed_chunk_bytes
-        )
-        rows = []
-        for record in changes:
-            change = self._encode_change(record, as_msgpack)
-            self._encoded[as_msgpack].put(record["revision"], change)
-            rows.append(change.part(wanted))
-        return b"".join(rows), changes[-1]["revision"] if changes else max(after, self.newest)
+    def _read(self, after: int, rows_max: int, bytes_max: int, as_msgpack: bool) -> list[tuple[int, _Change]]:
+        """Changes from the state by revision, kept from now on."""
+        changes = []
+        for record in queries.changes_since(self._reads.view(), after, rows_max, bytes_max):
+            changes.append((record["revision"], self._encode_change(record, as_msgpack)))
+            self._encoded[as_msgpack].put(*changes[-1])
+        return changes
 
     def _encode_change(self, record: Row, as_msgpack: bool) -> _Change:
         cursor, before = f"{self._epoch}.{record['revision']}", record.pop("before", None)

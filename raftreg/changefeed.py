@@ -34,8 +34,6 @@ Write = Callable[[bytes], Awaitable[None]]
 
 # A step takes a millisecond or two, so that a request or a frame between peers waits no longer than that.
 _WOKEN_AT_ONCE = 32
-# Of the loop's time while many are woken: their delay is worth less than that of a write.
-_LOOP_SHARE, _PAUSE_MAX_S = 0.25, 0.01
 # How late a heartbeat may be.
 _TICK_S = 0.1
 _LATEST_BYTES_MAX = 16_384
@@ -129,18 +127,15 @@ class Feed:
             self._waking = asyncio.get_running_loop().create_task(self._wake())
 
     async def _wake(self) -> None:
-        """Wake the consumers, some at a time. Behind each step all else gets the larger share of the loop."""
+        """Wake the consumers, some at a time and so many per second: of many, each gets several changes at once."""
         while self._news:
             self._news = False
             consumers = list(self._consumers)
             for first in range(0, len(consumers), _WOKEN_AT_ONCE):
-                began = time.monotonic()
-                for consumer in consumers[first : first + _WOKEN_AT_ONCE]:
+                woken = consumers[first : first + _WOKEN_AT_ONCE]
+                for consumer in woken:
                     consumer.wakeup.set()
-                await asyncio.sleep(0)  # they run before this goes on
-                if first + _WOKEN_AT_ONCE < len(consumers):
-                    took_s = time.monotonic() - began
-                    await asyncio.sleep(min(took_s * (1 / _LOOP_SHARE - 1), _PAUSE_MAX_S))
+                await asyncio.sleep(len(woken) / self._limits.feed_writes_per_s_max)
         self._waking = None
 
     def _tick(self) -> None:
@@ -218,28 +213,27 @@ class Feed:
     def _chunk(self, after: int, as_msgpack: bool, wanted: FeedFilter) -> tuple[bytes, int]:
         cache, limits, newest = self._encoded[as_msgpack], self._limits, self.newest
         rows: list[bytes] = []
-        size, revision = 0, after
-        while revision < min(newest, after + limits.feed_chunk_rows) and size < limits.feed_chunk_bytes:
+        size, revision, end = 0, after, min(newest, after + limits.feed_chunk_rows)
+        while revision < end and size < limits.feed_chunk_bytes:
             change = cache.get(revision + 1)
             if change is None:
+                self.check(Cursor(self._epoch, revision))
+                left = end - revision, limits.feed_chunk_bytes - size
+                changes = self._read(revision, *left, as_msgpack)
+                rows += [change.part(wanted) for _, change in changes]
+                revision = changes[-1][0] if changes else newest
                 break
             rows.append(change.part(wanted))
             size, revision = size + len(rows[-1]), revision + 1
-        if revision > after or revision >= newest:
-            return b"".join(rows), revision
-        return self._read(after, as_msgpack, wanted)
+        return b"".join(rows), revision
 
-    def _read(self, after: int, as_msgpack: bool, wanted: FeedFilter) -> tuple[bytes, int]:
-        self.check(Cursor(self._epoch, after))
-        changes = queries.changes_since(
-            self._reads.view(), after, self._limits.feed_chunk_rows, self._limits.feed_chunk_bytes
-        )
-        rows = []
-        for record in changes:
-            change = self._encode_change(record, as_msgpack)
-            self._encoded[as_msgpack].put(record["revision"], change)
-            rows.append(change.part(wanted))
-        return b"".join(rows), changes[-1]["revision"] if changes else max(after, self.newest)
+    def _read(self, after: int, rows_max: int, bytes_max: int, as_msgpack: bool) -> list[tuple[int, _Change]]:
+        """Changes from the state by revision, kept from now on."""
+        changes = []
+        for record in queries.changes_since(self._reads.view(), after, rows_max, bytes_max):
+            changes.append((record["revision"], self._encode_change(record, as_msgpack)))
+            self._encoded[as_msgpack].put(*changes[-1])
+        return changes
 
     def _encode_change(self, record: Row, as_msgpack: bool) -> _Change:
         cursor, before = f"{self._epoch}.{record['revision']}", record.pop("before", None)
@@ -283,7 +277,9 @@ class _Consumer:
             data, self._revision = feed.chunk(self._revision, as_msgpack=as_msgpack, wanted=self._wanted)
             caught_up = self._revision >= feed.newest
             now = time.monotonic()
-            if (caught_up and behind) or now >= self.heartbeat_due:
+            # One that is due soon goes along with changes: a write costs more than the heartbeat.
+            soon = heartbeat_s / 2 if data else 0.0
+            if (caught_up and behind) or now >= self.heartbeat_due - soon:
                 data += feed.heartbeat(self._revision, as_msgpack=as_msgpack)
                 self.heartbeat_due, behind = now + heartbeat_s, not caught_up
             if data:

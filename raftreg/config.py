@@ -177,6 +177,9 @@ class Limits:
     feed_chunk_bytes: int = 256 * KIB
     # Encoded changes kept for consumers that follow closely (a few KiB each, per encoding).
     feed_encoded_max_bytes: int = 16 * MIB
+    # Changes are written to all consumers of a peer together so often (40 µs of its loop each). Where many follow, a
+    # change waits for its turn, at most a third of a second, and goes together with what came meanwhile.
+    feed_writes_per_s_max: int = 1500
     # Kinds, tenants and visibilities that one consumer may name, each: as many tenants as fit a request's first line.
     feed_filter_values_max: int = 128
     feed_heartbeat_s: float = 0.5

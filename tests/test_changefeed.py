@@ -178,6 +178,37 @@ async def test_many_consumers_are_woken_some_at_a_time_and_all_get_everything(cl
     assert feed.consumers == 0
 
 
+async def test_writes_to_many_consumers_are_bounded_per_second_and_hold_several_changes(cluster: Registry) -> None:
+    limits = dataclasses.replace(Limits(), feed_writes_per_s_max=200)
+    feed = Feed(cluster.peers["a"].reads, epoch=1, limits=limits)
+    writes, complete = 0, 0
+
+    async def write(data: bytes) -> None:
+        nonlocal writes, complete
+        unpacker = msgpack.Unpacker()
+        unpacker.feed(data)
+        revisions = [message["revision"] for message in unpacker if message["type"] == "change"]
+        writes += bool(revisions)
+        complete += 10 in revisions
+
+    async def is_complete() -> bool:
+        return complete == 100
+
+    async with cluster.client() as client, asyncio.TaskGroup() as group:
+        for _ in range(100):
+            group.create_task(feed.follow(wire.Cursor(1, 0), write, as_msgpack=True, heartbeat_s=60))
+        await asyncio.sleep(0)  # they have begun
+        began = time.monotonic()
+        for _ in range(10):
+            await create(client, 1)
+            feed.notify()
+        await until(is_complete)
+        took_s = time.monotonic() - began
+        feed.close()
+    assert writes <= took_s * limits.feed_writes_per_s_max + changefeed._WOKEN_AT_ONCE
+    assert writes < 10 * 100
+
+
 async def test_what_is_kept_encoded_is_bounded(cluster: Registry) -> None:
     async with cluster.client() as client:
         await create(client, 20)

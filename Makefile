@@ -20,7 +20,7 @@ help:
 	@echo 'make check     lint, format, types, import rules, locks'
 	@echo 'make sim       schedules of faults on simulated clusters: SEEDS=50 BASE=0 PEERS=3|5'
 	@echo 'make bench     benchmarks'
-	@echo 'make soak      measured runs with kills, restarts, transfers, a million images (ARGS: which ones)'
+	@echo 'make soak      measured runs with kills, restarts, transfers, a million images, feed consumers (ARGS: which ones)'
 	@echo 'make deps      install what tests can use beyond Python packages (the only target that asks apt-get)'
 	@echo 'make lock      renew the lock files in ops/locks from pyproject.toml (needs uv and the network)'
 	@echo 'make clean     stop the development cluster, remove environments and caches'

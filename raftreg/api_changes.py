@@ -9,14 +9,18 @@ import time
 from aiohttp import web
 
 from raftreg import errors, queries, wire
-from raftreg.api_context import Context, Document, fill_page, number_parameter, take, wants_msgpack
-from raftreg.feed_filter import ALL, FeedFilter, parse_filter
+from raftreg.api_context import Context, Document, fill_page, number_parameter, refuse_unknown, take, wants_msgpack
+from raftreg.feed_filter import ALL, FILTERS, FeedFilter, parse_filter
 
 logger = logging.getLogger(__name__)
 
 # What HTTP and TLS add to one write, at most.
 _FRAMING_BYTES = 1024
 _COMPACT = {"floor": int, "age_s": int}
+_FOLLOW_PARAMETERS = {"after", "heartbeat_s", *FILTERS}
+_BOOTSTRAP_PARAMETERS = {
+    "after", "limit", "consistency", "max_staleness", *FILTERS, *(f"known_{name}" for name in FILTERS),
+}  # fmt: skip
 
 
 class Changes:
@@ -39,6 +43,7 @@ class Changes:
         """
         context, limits = self._context, self._context.limits
         context.caller(request)
+        refuse_unknown(request.query, _FOLLOW_PARAMETERS)
         after = request.query.get("after")
         if after is None:
             raise errors.BadRequest("after=EPOCH.REVISION is missing; GET bootstrap names a cursor to start from")
@@ -73,6 +78,7 @@ class Changes:
         context, limits = self._context, self._context.limits
         context.caller(request)
         query = request.query
+        refuse_unknown(query, _BOOTSTRAP_PARAMETERS)
         limit = number_parameter(query, "limit")
         rows_max = max(1, min(limits.page_rows_max if limit is None else limit, limits.page_rows_max))
         after = number_parameter(query, "after")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -345,6 +345,13 @@ def fill_page(
 
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def refuse_unknown(query: Mapping[str, str], known: Collection[str], besides: str = "") -> None:
+    """A misspelt filter must not show everything. Raises BadRequest; `besides` tells of what else is known."""
+    unknown = next((name for name in query if name not in known), None)
+    if unknown is not None:
+        raise errors.BadRequest(f"unknown parameter {unknown[:80]!r}; known are {', '.join(sorted(known))}{besides}")
 
 
 def flag_parameter(query: Mapping[str, str], name: str) -> bool:

@@ -18,6 +18,7 @@ from raftreg.api_context import (
     fill_page,
     flag_parameter,
     number_parameter,
+    refuse_unknown,
     take,
     wants_msgpack,
 )
@@ -160,10 +161,8 @@ class Images:
 def _filters(query: MultiMapping[str]) -> Document:
     """The filters of a list as `listing` takes them. Raises BadRequest."""
     properties = {name[len(PROPERTY_PREFIX) :]: query[name] for name in query if name.startswith(PROPERTY_PREFIX)}
-    unknown = [name for name in query if name not in _LIST_PARAMETERS and not name.startswith(PROPERTY_PREFIX)]
-    if unknown:
-        known = ", ".join(sorted(_LIST_PARAMETERS))
-        raise errors.BadRequest(f"unknown parameter {unknown[0][:80]!r}; known are {known}, and properties.NAME")
+    others = {name: query[name] for name in query if not name.startswith(PROPERTY_PREFIX)}
+    refuse_unknown(others, _LIST_PARAMETERS, ", and properties.NAME")
     tags = query.getall("tag", [])
     for count, most, what in (
         (len(tags), _TAGS_FILTERED_MAX, "tags"), (len(properties), _PROPERTIES_FILTERED_MAX, "properties"),

@@ -1,7 +1,8 @@
 """When old change records go: the leader proposes a higher compaction floor, in bounded steps.
 
-Changes are kept by number and by age: a bootstrap that began `bootstrap_max_s` ago must still find every change since
-its start. While the database is full only the last few are kept; a consumer that is further behind resyncs.
+Those beyond `changes_keep_rows` go, and those older than `changes_keep_s`; but a bootstrap that began
+`bootstrap_max_s` ago must still find every change since its start. While the database is full only the last few are
+kept. A consumer that is further behind resyncs.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ class ChangeCompactor:
         peer: Peer,
         revision: Callable[[View], int],
         floor: Callable[[View], int],
+        first_since: Callable[[View, int], int],
         *,
         clock: Callable[[], float] = time.monotonic,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._peer, self._revision, self._floor, self._clock = peer, revision, floor, clock
+        self._first_since, self._now_us = first_since, now_us
         self._limits = peer.config.limits
         self._seen: deque[tuple[float, int]] = deque()
         self._settled_revision = 0
@@ -57,7 +61,9 @@ class ChangeCompactor:
         if self._peer.full() is not None:
             wanted = revision - self._limits.changes_keep_full_rows
         else:
-            wanted = min(revision - self._limits.changes_keep_rows, settled)
+            oldest_us = self._now_us() - int(self._limits.changes_keep_s * 1_000_000)
+            wanted = max(revision - self._limits.changes_keep_rows, self._first_since(view, oldest_us))
+            wanted = min(wanted, settled)
         while wanted > floor and self._peer.raft.is_leader:
             floor = min(wanted, floor + self._limits.compact_rows_max)
             command = {"op": "compact_changes", "actor": {}, "floor": floor}

@@ -185,8 +185,10 @@ class Limits:
     feed_heartbeat_s: float = 0.5
     feed_heartbeat_max_s: float = 1.0
 
-    # -- changes: kept for consumers that were away; whoever is further behind resyncs. About 1 KiB each.
+    # -- changes: kept for consumers that were away; whoever is further behind resyncs. About 1 KiB each. So many, and
+    # none older than 30 days.
     changes_keep_rows: int = 200_000
+    changes_keep_s: float = 30 * 24 * 3600.0
     # While the database is full, only so many are kept.
     changes_keep_full_rows: int = 1_000
     # Changes deleted by one command: a few milliseconds of apply (the state allows no more than this at once).

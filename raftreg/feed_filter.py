@@ -12,6 +12,9 @@ from raftreg.commands import MEMBER_CHARS_MAX, VISIBILITIES
 KINDS = ("image", "zone", "session", "block", "epoch", "project", "level")
 """Kinds of changes."""
 
+FILTERS = ("kind", "tenant", "visibility")
+"""Query parameters of a filter."""
+
 _SEEN_BY_ALL = ("community", "public")
 
 
@@ -76,4 +79,4 @@ def parse_filter(values: Callable[[str], Sequence[str]], values_max: int, prefix
                 raise errors.BadRequest(f"{name} must have 1 to {MEMBER_CHARS_MAX} characters")
         return frozenset(chosen)
 
-    return FeedFilter(taken("kind", KINDS), taken("tenant", None), taken("visibility", VISIBILITIES))
+    return FeedFilter(*map(taken, FILTERS, (KINDS, None, VISIBILITIES)))

@@ -72,7 +72,7 @@ async def running(config: PeerConfig):  # type: ignore[no-untyped-def]
     feed = Feed(peer.reads, epoch=identity.epoch, limits=config.limits)
     leases = LeaseKeeper(peer.proposer, peer.reads, peer_name=config.name, lease_s=config.limits.zone_lease_s)
     levels = Levels(peer, leases)
-    compactor = ChangeCompactor(peer, queries.revision, queries.compaction_floor)
+    compactor = ChangeCompactor(peer, queries.revision, queries.compaction_floor, queries.first_change_since)
     backups = _backups(config, identity.cluster_id, peer, metrics)
     metrics.before_render.append(lambda: _fill(metrics, peer, backups, ids))
     app = api.build_app(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -34,8 +35,11 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Registry]:
         yield cluster
 
 
-def compactor(cluster: Registry, clock: Clock) -> ChangeCompactor:
-    return ChangeCompactor(cluster.peers["a"], queries.revision, queries.compaction_floor, clock=clock)
+def compactor(cluster: Registry, clock: Clock, later_s: float = 0.0) -> ChangeCompactor:
+    return ChangeCompactor(
+        cluster.peers["a"], queries.revision, queries.compaction_floor, queries.first_change_since,
+        clock=clock, now_us=lambda: time.time_ns() // 1000 + int(later_s * 1_000_000),
+    )  # fmt: skip
 
 
 def floor(cluster: Registry) -> int:
@@ -47,6 +51,17 @@ async def create(cluster: Registry, count: int) -> int:
     async with cluster.client() as client:
         await client.batch([{"op": "create_image", "attributes": {"name": "x"}} for _ in range(count)])
         return int((await client.status())["revision"])
+
+
+async def test_changes_that_are_too_old_go_however_few_there_are(cluster: Registry) -> None:
+    clock = Clock()
+    last = await create(cluster, KEPT - 2)
+    for later_s, expected in ((LIMITS.changes_keep_s - 60, 1), (LIMITS.changes_keep_s + 60, last)):
+        compacting = compactor(cluster, clock, later_s)
+        await compacting.check()
+        clock.now += LIMITS.bootstrap_max_s + 1
+        await compacting.check()
+        assert floor(cluster) == expected, "a bootstrap may follow from the newest on"
 
 
 async def test_changes_beyond_the_number_to_keep_go_once_no_bootstrap_can_need_them(cluster: Registry) -> None:

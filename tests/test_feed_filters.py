@@ -289,6 +289,14 @@ async def test_a_filter_that_makes_no_sense_is_refused(tmp_path: Path, query: st
         assert (known.status, known.error["message"]) == (400, f"known_{said}")
 
 
+async def test_a_misspelt_filter_is_refused_instead_of_showing_everything(tmp_path: Path) -> None:
+    async with registry(tmp_path) as cluster, cluster.http() as http:
+        for query in ("changes?after=1.0&tennant=p1", "bootstrap?tennant=p1", "bootstrap?known_tennant=p1"):
+            answer = await http("GET", query)
+            assert answer.status == 400, query
+            assert answer.error["message"].startswith("unknown parameter '"), query
+
+
 async def test_the_client_passes_a_refused_filter_on(client: Client) -> None:
     with pytest.raises(errors.BadRequest, match="is none of"):
         await sent(client, of(visibilities=("secret",)))

@@ -163,7 +163,9 @@ class RegistryProcess(Process):
             )
             self._watch_commits(self.peer)
             self.leases = LeaseKeeper(self.peer.proposer, self.peer.reads, peer_name=self.name, lease_s=15.0, clock=now)
-            self.compactor = ChangeCompactor(self.peer, queries.revision, queries.compaction_floor, clock=now)
+            self.compactor = ChangeCompactor(
+                self.peer, queries.revision, queries.compaction_floor, queries.first_change_since, clock=now
+            )
             self.loop.create_task(self.peer.start())
             self.loop.create_task(self.leases.run())
             self.loop.create_task(self.compactor.run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import logging
 import sys
@@ -13,28 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from raftreg import (
-    cli_backup,
-    cli_block,
-    cli_change,
-    cli_compact,
-    cli_digest,
-    cli_id,
-    cli_image,
-    cli_leader,
-    cli_level,
-    cli_observer,
-    cli_peer,
-    cli_project,
-    cli_recover,
-    cli_restore,
-    cli_session,
-    cli_verify,
-    cli_zone,
-    cluster_init,
-    config,
-    errors,
-)
+from raftreg import cli_level, cluster_init, config, errors
 from raftreg import rejoin as rejoining
 from raftreg.cli_connection import (
     CURSOR_GONE,
@@ -84,6 +64,13 @@ _REJOIN_EXAMPLES = """\
   raftreg rejoin /srv/registry/a                   the disk is new and empty
   raftreg rejoin --replace /srv/registry/a         what is on the disk is damaged or too old
 """
+# Each in a module of its own, which only its command and the help of all need: a peer has them all to wait for
+# otherwise when it starts.
+_ELSEWHERE = (
+    "peer", "backup", "restore", "recover", "leader", "observer", "verify", "digest", "image", "id", "block", "project",
+    "zone", "session", "change", "compact", "level",
+)  # fmt: skip
+_HERE = ("init", "serve", "rejoin", "status", "version")
 _ROLE_STYLES = {
     "leader": "bold green",
     "follower": "green",
@@ -95,7 +82,8 @@ _ROLE_STYLES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser(argv[0] if argv else None).parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except (ConfigError, InitError, StoreError) as error:
@@ -123,7 +111,8 @@ def _refused(error: errors.RegistryError) -> int:
     return _fail(f"{sentence}; repeat it with --key {key}" if key else sentence, OUTCOME_UNKNOWN)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """For the command that was chosen, if there is such a one; else for all."""
     parser = argparse.ArgumentParser(
         prog="raftreg",
         description="One global image registry for OpenStack clouds.",
@@ -140,22 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_connection(status)
     status.set_defaults(run=_status)
-    for module in (cli_peer, cli_backup, cli_restore, cli_recover, cli_leader):
-        module.add(commands)
-    for module in (cli_observer, cli_verify, cli_digest):
-        module.add(commands)
-    for module in (
-        cli_image,
-        cli_id,
-        cli_block,
-        cli_project,
-        cli_zone,
-        cli_session,
-        cli_change,
-        cli_compact,
-        cli_level,
-    ):
-        module.add(commands)
+    for name in () if chosen in _HERE else (chosen,) if chosen in _ELSEWHERE else _ELSEWHERE:
+        importlib.import_module(f"raftreg.cli_{name}").add(commands)
     version = commands.add_parser("version", help="print the version", **explained("  raftreg version\n"))
     version.set_defaults(run=_version)
     return parser

@@ -54,6 +54,8 @@ BETWEEN = ("size", "created_at", "updated_at")
 """Filters by a least and a most value: NAME_min, NAME_max."""
 
 _SELECTIVE = frozenset(EQUAL[: EQUAL.index("status")])
+# Time of creation and number: the end of every index key.
+_END_BYTES = 16
 _RANK = {name: rank for rank, name in enumerate(EQUAL)}
 _NO_RANK = len(EQUAL)
 Matches = Callable[[Row], bool]
@@ -62,7 +64,7 @@ Matches = Callable[[Row], bool]
 @dataclass(frozen=True, slots=True)
 class _Path:
     """Rows in the order of `sort` behind `prefix`. `place` is what stands behind the prefix for an image; `ranks` are
-    of the filters that the prefix answers."""
+    of the filters that the prefix answers. `is_index`: of INDEXES."""
 
     prefix: bytes
     place: Callable[[Row], bytes]
@@ -70,6 +72,7 @@ class _Path:
     ranks: tuple[int, ...] = ()
     start: bytes = b""
     end: bytes = b"\xff"
+    is_index: bool = True
 
     def range(self, marker: bytes | None, descending: bool) -> tuple[bytes, bytes]:
         start, end = self.prefix + self.start, self.prefix + self.end
@@ -119,7 +122,7 @@ def list_images(
     few = _few(view, wanted, path)
     if few is not None:
         return _page_of(few, path, behind, descending, limit)
-    return _page_along(view, path, wanted.matches, behind, descending, limit)
+    return _page_along(view, path, wanted, behind, descending, limit)
 
 
 def _row(view: View, marker: int) -> Row:
@@ -134,21 +137,40 @@ def _row(view: View, marker: int) -> Row:
 
 
 def _page_along(
-    view: View, path: _Path, matches: Matches, behind: Row | None, descending: bool, limit: int
+    view: View, path: _Path, wanted: _Wanted, behind: Row | None, descending: bool, limit: int
 ) -> tuple[list[Row], int | None]:
     page: list[Row] = []
     number = 0
+    lists = _other_lists(path, wanted)
     start, end = path.range(None if behind is None else path.place(behind), descending)
     for scanned, (key, value) in enumerate(view.scan(start, end, reverse=descending)):
         if len(page) == limit or scanned == SCAN_ROWS_MAX:
             return page, number
         number = path.number(key, value)
+        if lists and not _is_in_all(view, lists, key[-_END_BYTES:]):
+            continue
         stored = view.get(image_key(number))
         if stored is not None:  # the UUIDs of deleted images stay
             image: Row = unpack(stored)
-            if matches(image):
+            if wanted.matches(image):
                 page.append(image)
     return page, None
+
+
+def _other_lists(path: _Path, wanted: _Wanted) -> list[bytes]:
+    """Where the images of the filters that the path does not answer are together, each in the order of its creation.
+
+    To look an image up there costs a part of reading it: a row that is a few bytes long and has many neighbours that
+    are looked up too.
+    """
+    if not path.is_index:
+        return []
+    others = [pair for pair in wanted.equal if _RANK[pair[0]] not in path.ranks]
+    return [prefix for name, value in others if (prefix := _prefix_of(name, value)) is not None]
+
+
+def _is_in_all(view: View, lists: list[bytes], end: bytes) -> bool:
+    return all(view.get(prefix + end) is not None for prefix in lists)
 
 
 # -- few images ---------------------------------------------------------------------------------------------------
@@ -199,9 +221,15 @@ def _paths(wanted: _Wanted, sort: str) -> Iterator[_Path]:
     """All that give the wanted order."""
     if sort == "uuid":
         last = b"\xff" * 17  # a UUID may begin with 0xff
-        yield _Path(UUIDS, lambda row: uuid_bytes(row["uuid"]), lambda _, value: int.from_bytes(value, "big"), end=last)
+        yield _Path(
+            UUIDS,
+            lambda row: uuid_bytes(row["uuid"]),
+            lambda _, value: int.from_bytes(value, "big"),
+            end=last,
+            is_index=False,
+        )
     elif sort == "number":
-        yield _Path(IMAGES, lambda row: u64(row["number"]), lambda key, _: number_of_index_key(key))
+        yield _Path(IMAGES, lambda row: u64(row["number"]), lambda key, _: number_of_index_key(key), is_index=False)
     else:
         for index in INDEXES:
             yield from _paths_in(index, wanted, sort)

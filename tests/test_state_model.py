@@ -401,7 +401,7 @@ def test_histories_come_by_every_refusal_that_the_model_knows() -> None:
     }  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(histories, st.lists(st.integers(0, 6), max_size=6))
 def test_every_result_is_the_models_and_the_cut_into_entries_changes_nothing(
     history: list[Any], sizes: list[int]

@@ -16,6 +16,7 @@ from tests.gateway.restoring import Restorable, files, garbage, in_epoch, parked
 from tests.gateway.running import Zone, until
 from tests.gateway.test_drainer import HeldLink
 
+pytestmark = pytest.mark.slow  # a cluster and its restore for each; `test_reoffers` has a quick one for all
 BLOB = b"image data"
 
 

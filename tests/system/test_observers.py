@@ -89,7 +89,7 @@ async def test_an_observer_s_feed_and_bootstrap_come_from_its_own_state(make_clu
         assert message["revision"] == 2
 
 
-@pytest.mark.parametrize("mode", ["blackhole", "reset"])
+@pytest.mark.parametrize("mode", ["blackhole", pytest.param("reset", marks=pytest.mark.slow)])
 async def test_an_isolated_observer_s_staleness_grows_and_it_serves_what_it_can(
     make_cluster: MakeCluster, mode: links.Mode
 ) -> None:

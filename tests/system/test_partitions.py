@@ -13,7 +13,7 @@ from tests.system.conftest import MakeCluster
 from tests.system.workload import PROGRESS_TIMEOUT_S, Workload, judged
 
 
-@pytest.mark.parametrize("mode", ["blackhole", "reset"])
+@pytest.mark.parametrize("mode", ["blackhole", pytest.param("reset", marks=pytest.mark.slow)])
 async def test_an_isolated_leader_is_replaced_and_its_writes_are_not_doubled(
     make_cluster: MakeCluster, tmp_path: Path, seed: int, mode: links.Mode
 ) -> None:

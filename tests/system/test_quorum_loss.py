@@ -30,7 +30,7 @@ class Ask:
             return answer.status, answer.headers, await answer.json()
 
 
-@pytest.mark.parametrize("mode", ["blackhole", "reset"])
+@pytest.mark.parametrize("mode", ["blackhole", pytest.param("reset", marks=pytest.mark.slow)])
 async def test_without_a_quorum_the_reason_is_said_at_every_peer_and_stale_reads_go_on(
     make_cluster: MakeCluster, mode: links.Mode
 ) -> None:

@@ -15,7 +15,7 @@ from tests.system.zones import BACKUPS, SOON_S, Zones
 PAUSE_MAX_S = 4.0
 
 
-@pytest.mark.parametrize("mode", ["reset", "blackhole"])
+@pytest.mark.parametrize("mode", [pytest.param("reset", marks=pytest.mark.slow), "blackhole"])
 async def test_a_zone_cut_off_takes_backups_and_drains_them_later(
     make_cluster: MakeCluster, tmp_path: Path, seed: int, mode: links.Mode
 ) -> None:

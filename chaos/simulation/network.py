@@ -208,19 +208,25 @@ class Network:
 
     def deliverable(self) -> list[Stream]:
         """Streams from which something can be read now. Connections that nobody reads any more are forgotten."""
-        self.connections = [
-            c for c in self.connections if c.outward.protocol is not None or c.homeward.protocol is not None
-        ]
-        blocked = self.blocked
-        return [
-            stream
-            for connection in self.connections
-            for stream in connection.streams
-            if stream.chunks
-            and stream.protocol is not None
+        readable: list[Stream] = []
+        forgotten = False
+        for connection in self.connections:
+            outward, homeward = connection.streams
+            if outward.chunks and self._is_read(outward):
+                readable.append(outward)
+            if homeward.chunks and self._is_read(homeward):
+                readable.append(homeward)
+            forgotten = forgotten or (outward.protocol is None and homeward.protocol is None)
+        if forgotten:
+            self.connections = [c for c in self.connections if c.outward.protocol or c.homeward.protocol]
+        return readable
+
+    def _is_read(self, stream: Stream) -> bool:
+        return (
+            stream.protocol is not None
             and stream.target.alive
-            and (stream.source.name, stream.target.name) not in blocked
-        ]
+            and (stream.source.name, stream.target.name) not in self.blocked
+        )
 
     def deliver(self, stream: Stream, chunks: int, cut: Callable[[int], int] | None) -> str:
         """Have the reader read; returns what, for the trace."""

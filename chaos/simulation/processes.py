@@ -82,8 +82,7 @@ class Process:
         if not self.alive or self.paused_until > self.world.now:
             return
         self.world.touched.add(self.name)
-        with self.world.inside(self):
-            self.loop.drain()
+        self.world.drain(self)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         with self.world.inside(self):

@@ -29,7 +29,7 @@ ACKNOWLEDGED_MIN = 100
 # Where the drawn kinds of fault can't happen, others do, up to here.
 MORE_STEPS_MAX = 4000
 ROUNDS_MAX = 2000
-ROUND_S, EXCHANGES_PER_ROUND = 0.1, 3
+ROUND_S, EXCHANGES_PER_ROUND = 0.1, 8
 KINDS_MIN, KINDS_MAX = 3, 8
 CLIENTS = 8
 CLOCK_STEPS_S = (0.02, 0.05, 0.05, 0.1, 0.1, 0.3)

@@ -62,7 +62,7 @@ class World:
 
     def _clock(self) -> float:
         """The engine's clock: that of the process which runs."""
-        return self._inside.clock() if self._inside is not None else self.now
+        return self.now + self._inside.clock_ahead_s if self._inside is not None else self.now
 
     def wall_us(self) -> int:
         return START_US + int((self.now - START_S) * 1_000_000)
@@ -73,6 +73,14 @@ class World:
         before, self._inside = self._inside, process
         try:
             yield
+        finally:
+            self._inside = before
+
+    def drain(self, process: Process) -> None:
+        """This process runs until it has nothing to do; `inside`, without what entering it costs."""
+        before, self._inside = self._inside, process
+        try:
+            process.loop.drain()
         finally:
             self._inside = before
 

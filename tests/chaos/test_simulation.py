@@ -101,7 +101,8 @@ def test_a_rule_that_no_schedule_misses_fails_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--peers", "4"], ["--faults", "plague"], ["--without", "x"]])
-def test_what_cannot_be_run_is_refused(tmp_path: Path, arguments: list[str]) -> None:
-    done = simulate(tmp_path, *arguments)
-    assert done.returncode == USAGE_STATUS
-    assert arguments[1] in done.stderr
+def test_what_cannot_be_run_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        simulation.main(arguments)
+    assert refused.value.code == USAGE_STATUS
+    assert arguments[1] in capsys.readouterr().err

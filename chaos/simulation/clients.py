@@ -71,6 +71,7 @@ class ApiClient(Caller):
         self._hot = hot
         self._count = 0
         self._own: list[str] = []
+        self.hurried = False  # mostly writes, and no pauses
         self._actor = {"user": name, "project": "demo"}
 
     def start(self) -> None:
@@ -82,9 +83,14 @@ class ApiClient(Caller):
             self._create, self._create, self._create, self._update, self._update, self._read_linearizable,
             self._read_linearizable, self._read_bounded, self._read_stale, self._allocate, self._delete,
         ]  # fmt: skip
+        hurried: list[Callable[[], Awaitable[None]]] = [
+            *[self._create] * 3,
+            *[self._update] * 3,
+            self._read_linearizable,
+        ]
         while not self.stopping:
-            await self.world.random.choice(kinds)()
-            await asyncio.sleep(self.world.random.choice((0.0, 0.0, PAUSE_S)))
+            await self.world.random.choice(hurried if self.hurried else kinds)()
+            await asyncio.sleep(0.0 if self.hurried else self.world.random.choice((0.0, 0.0, PAUSE_S)))
         self.idle = True
 
     # -- writes ---------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ ACKNOWLEDGED_MIN = 100
 # Where the drawn kinds of fault can't happen, others do, up to here.
 MORE_STEPS_MAX = 4000
 ROUNDS_MAX = 2000
-ROUND_S, EXCHANGES_PER_ROUND = 0.1, 8
+ROUND_S, EXCHANGES_PER_ROUND = 0.1, 14
 KINDS_MIN, KINDS_MAX = 3, 8
 CLIENTS = 8
 CLOCK_STEPS_S = (0.02, 0.05, 0.05, 0.1, 0.1, 0.3)
@@ -290,6 +290,8 @@ class Schedule:
 
     def _work_in_peace(self) -> None:
         """Where faults left too little time for work, the rest is done without them."""
+        for client in self.clients:
+            client.hurried = True
         self._until(lambda: self.world.judge.acknowledged >= ACKNOWLEDGED_MIN, "take writes")
 
     def _until(self, done: Callable[[], bool], what: str) -> None:

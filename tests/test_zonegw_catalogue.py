@@ -21,7 +21,7 @@ def image(version: int = 1, **attributes: Any) -> dict[str, Any]:
         "name": "n", "status": "queued", "visibility": "private", "disk_format": None, "container_format": None,
         "min_disk": 0, "min_ram": 0, "size": None, "virtual_size": None, "checksum": None, "os_hash_algo": None,
         "os_hash_value": None, "protected": False, "os_hidden": False, "created_at": 1, "updated_at": 1, "tags": [],
-        "properties": {}, "locations": [], "attribute_versions": {},
+        "properties": {}, "locations": [], "members": {}, "attribute_versions": {},
     } | attributes  # fmt: skip
 
 

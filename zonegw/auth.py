@@ -9,13 +9,13 @@ import json
 import logging
 import os
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from zonegw.config import Auth
 from zonegw.errors import ConfigError, Unauthenticated
+from zonegw.identity import Identity
 
 log = logging.getLogger(__name__)
 
@@ -24,30 +24,6 @@ TOKENS_MAX = 100_000
 # As the registry takes them in the actor of a command: a write of anybody else would be acknowledged, then parked.
 NAME_CHARS_MAX = 255
 ROLES_MAX = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """A user in a project; the project is the owner of what it creates."""
-
-    user: str
-    project: str
-    roles: frozenset[str]
-
-    @property
-    def is_admin(self) -> bool:
-        return "admin" in self.roles
-
-    @property
-    def is_reader_only(self) -> bool:
-        return bool(self.roles) and self.roles <= {"reader"}
-
-    def actor(self, zone: str, gateway: str, request_id: str | None) -> dict[str, Any]:
-        """As it travels in commands, for audit."""
-        return {
-            "user": self.user, "project": self.project, "zone": zone, "gateway": gateway, "request_id": request_id,
-            "roles": sorted(self.roles), "admin": self.is_admin,
-        }  # fmt: skip
 
 
 class TokenFile:

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from zonegw.errors import ConfigError
+from zonegw.policy import Policy
+from zonegw.property_protection import PropertyProtections
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -87,6 +91,8 @@ class Limits:
     name_max_chars: int = 255
     tag_max_chars: int = 255
     tags_max: int = 128
+    # As many as the registry takes.
+    members_max: int = 128
     properties_max: int = 128
     property_value_max_bytes: int = 64 * KIB
     metadata_max_bytes: int = 64 * KIB
@@ -143,7 +149,18 @@ class Config:
     advertise: str | None = None
     tls: Tls | None = None
     auth: Auth = field(default_factory=Auth)
+    policy: Policy = field(default_factory=Policy)
+    protections: PropertyProtections = field(default_factory=PropertyProtections)
+    metadefs_dir: Path | None = None
+    # Whose X-Forwarded-Proto and X-Forwarded-Host are believed, for links in answers.
+    trusted_proxies: tuple[Network, ...] = ()
     limits: Limits = field(default_factory=Limits)
+
+
+TABLES = {
+    "zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "policy", "property_protections",
+    "limits",
+}  # fmt: skip
 
 
 def load(path: Path) -> Config:
@@ -159,9 +176,9 @@ def load(path: Path) -> Config:
 
 def parse(raw: dict[str, Any], base: Path) -> Config:
     """Check the decoded file; `base` is what relative paths start from."""
-    _known(raw, "", {"zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "limits"})
+    _known(raw, "", TABLES)
     images, interzone, registry = (_table(raw, name) for name in ("images", "interzone", "registry"))
-    _known(images, "images.", {"listen", "public_url"})
+    _known(images, "images.", {"listen", "public_url", "trusted_proxies", "metadefs_dir"})
     _known(interzone, "interzone.", {"listen", "advertise"})
     _known(registry, "registry.", {"endpoints"})
     config = Config(
@@ -175,6 +192,10 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         endpoints=_endpoints(registry),
         tls=_tls(raw, base),
         auth=_auth(_table(raw, "auth"), base),
+        policy=Policy(_table(raw, "policy")),
+        protections=PropertyProtections(raw.get("property_protections", ())),
+        metadefs_dir=base / _text(images, "metadefs_dir") if "metadefs_dir" in images else None,
+        trusted_proxies=_networks(images, "trusted_proxies"),
         limits=_limits(_table(raw, "limits")),
     )
     _check_together(config)
@@ -203,6 +224,16 @@ def _loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _networks(table: dict[str, Any], key: str) -> tuple[Network, ...]:
+    value = table.get(key, [])
+    if not isinstance(value, list):
+        raise ConfigError(f'images.{key} must be a list of networks, as ["192.0.2.0/24"]')
+    try:
+        return tuple(ipaddress.ip_network(text) for text in value)
+    except ValueError as error:
+        raise ConfigError(f"images.{key}: {error}") from None
 
 
 def _known(table: dict[str, Any], prefix: str, names: set[str]) -> None:

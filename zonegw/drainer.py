@@ -214,7 +214,8 @@ class Drainer:
             # Only then: after a restore the UUID may be another zone's image's, under another number.
             command["image"]["number"] = image["number"]
         if "base_version" in command:
-            attributes = [*command["set"], *command["unset"]]
+            members = [f"members.{project}" for project in command.get("set_members", ())]
+            attributes = [*command["set"], *command["unset"], *members]
             older = write.epoch not in (0, session.epoch)
             base = self._catalogue.base_for(
                 txn, write.uuid, command["base_version"], attributes,

@@ -11,9 +11,10 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from zonegw.auth import Authenticator, Identity
+from zonegw.auth import Authenticator
 from zonegw.config import Limits
 from zonegw.errors import BodyTooLarge, GatewayError, RangeUnsatisfiable, Unavailable
+from zonegw.identity import Identity
 from zonegw.metrics import GatewayMetrics
 
 log = logging.getLogger(__name__)

@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from zonegw import visibility
-from zonegw.auth import Identity
 from zonegw.config import Limits
 from zonegw.data_cache import DataCache, Fetch
 from zonegw.data_stores.filesystem import FilesystemStore, Stored, mint_key
-from zonegw.errors import BadRequest, BodyTooLarge, Conflict, Forbidden, NotFound, Unavailable
-from zonegw.images import Image, Images, Request
+from zonegw.errors import BadRequest, BodyTooLarge, Conflict, NotFound, Unavailable
+from zonegw.identity import Identity
+from zonegw.images import Changes, Image, Images, Request
 from zonegw.store import Txn
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ class ImageData:
     async def upload(self, request: Request, uuid: str, body: AsyncIterator[bytes], size: int | None) -> None:
         """Store `body` as the image's data and acknowledge it as active; `size` is what the client announced."""
         uuid = uuid.lower()
-        self._check_uploadable(self._images.writable(self._images.store.read(), request.who, uuid))
+        self._check_uploadable(self._images.writable(self._images.store.read(), request.who, uuid, "upload_image"))
         if len(self._uploading) >= self._limits.uploads_max:
             raise Unavailable("too many uploads at once (limits.uploads_max)")
         self._uploading.add(uuid)
@@ -94,10 +93,10 @@ class ImageData:
             "md5": stored.md5, "sha512": stored.sha512, "status": "active",
         }  # fmt: skip
         with self._images.store.transaction() as txn:
-            image = self._images.writable(txn, request.who, uuid)
+            image = self._images.writable(txn, request.who, uuid, "upload_image")
             self._check_uploadable(image, status="saving")  # another gateway's upload may have been first
             position = self._images.append_update(
-                txn, request, image, values, [], add_locations=[location], conditional=False
+                txn, request, image, Changes(values), add_locations=[location], conditional=False
             )
             txn.delete("uploads", stored.key.encode())
         return image, position
@@ -112,8 +111,11 @@ class ImageData:
     async def source(self, who: Identity, uuid: str) -> Source | None:
         """Where to read the image's bytes, or None for an image without data yet."""
         image = await self._images.show(who, uuid)
-        if not visibility.may_download(who, image):
-            raise Forbidden("The requested image has been deactivated. Image data download is forbidden.")
+        policy = self._images.policy
+        policy.require("download_image", who, image)
+        if image["status"] == "deactivated":
+            said = "The requested image has been deactivated. Image data download is forbidden."
+            policy.require("download_deactivated_image", who, image, said)
         if not image["locations"]:
             return None
         for location in image["locations"]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from zonegw import listing, visibility
-from zonegw.auth import Identity
 from zonegw.errors import BadRequest
+from zonegw.identity import Identity
 from zonegw.image_query import ListQuery
 from zonegw.images import Image, Images
 from zonegw.store import Txn
@@ -29,16 +29,26 @@ async def page(images: Images, who: Identity, query: ListQuery) -> Page:
     """One page. Raises BadRequest for a marker that `who` can't see."""
     found = await _collect(images, who, query)
     await images.store.durable()
-    return Page([images.present(image) for image in found.images], found.next_marker)
+    return Page([images.readable(who, images.present(image)) for image in found.images], found.next_marker)
 
 
 async def _collect(images: Images, who: Identity, query: ListQuery) -> Page:
     if query.limit == 0:
         return Page([], None)
+    if query.number is not None:
+        return _numbered_page(images, who, query)
     scopes = scopes_for(who, query)
     if query.name is not None or len(query.sort) > 1:
         return _sorted_page(images, who, query, scopes)
     return await _walked_page(images, who, query, scopes)
+
+
+def _numbered_page(images: Images, who: Identity, query: ListQuery) -> Page:
+    """The one image with a number, if there is one that the query lists."""
+    txn = images.store.read()
+    image = images.catalogue.by_number(txn, query.number or 0)
+    found = None if image is None else _listed(images, txn, who, query, image["uuid"])
+    return Page([found] if found and found["uuid"] != query.marker else [], None)
 
 
 def scopes_for(who: Identity, query: ListQuery) -> list[bytes]:
@@ -48,13 +58,14 @@ def scopes_for(who: Identity, query: ListQuery) -> list[bytes]:
     own = listing.owner_scope(who.project)
     if query.owner == who.project:
         return [own]
+    shared = [listing.member_scope(who.project, status) for status in query.member_statuses]
     return {
         "public": [listing.PUBLIC],
         "community": [listing.COMMUNITY],
         "private": [own],
-        "shared": [own],
-        "all": [listing.PUBLIC, listing.COMMUNITY, own],
-    }.get(query.visibility or "", [listing.PUBLIC, own])
+        "shared": [own, *shared],
+        "all": [listing.PUBLIC, listing.COMMUNITY, own, *shared],
+    }.get(query.visibility or "", [listing.PUBLIC, own, *shared])
 
 
 def _marked(images: Images, txn: Txn, who: Identity, query: ListQuery) -> Image | None:

@@ -11,13 +11,13 @@ from uuid import UUID
 from zonegw.config import Limits
 from zonegw.errors import BadRequest
 from zonegw.listing import SORT_CODES
+from zonegw.visibility import MEMBER_STATUSES
 
 Image = dict[str, Any]
 Predicate = Callable[[Image], bool]
 
 IN_FILTERS = ("id", "name", "status", "container_format", "disk_format")
 VISIBILITIES = ("public", "private", "shared", "community", "all")
-MEMBER_STATUSES = ("pending", "accepted", "rejected", "all")
 EQUAL = ("checksum", "os_hash_algo", "os_hash_value")
 OPERATORS: dict[str, Callable[[int, int], bool]] = {
     "gt": lambda a, b: a > b,
@@ -38,6 +38,9 @@ class ListQuery:
     sort: list[tuple[str, bool]] = field(default_factory=list)
     visibility: str | None = None
     owner: str | None = None
+    number: int | None = None
+    # What the projects of other owners' shared images answered, for those images to be listed.
+    member_statuses: tuple[str, ...] = ("accepted",)
     name: str | None = None
     predicates: list[Predicate] = field(default_factory=list)
 
@@ -82,8 +85,9 @@ def _visibility(query: ListQuery, name: str, value: str, limits: Limits) -> None
 
 
 def _member_status(query: ListQuery, name: str, value: str, limits: Limits) -> None:
-    if value not in MEMBER_STATUSES:
-        raise BadRequest(f"Invalid member_status value: {value}; it is one of {', '.join(MEMBER_STATUSES)}")
+    if value not in (*MEMBER_STATUSES, "all"):
+        raise BadRequest(f"Invalid member_status value: {value}; it is one of {', '.join(MEMBER_STATUSES)}, all")
+    query.member_statuses = MEMBER_STATUSES if value == "all" else (value,)
 
 
 def _owner(query: ListQuery, name: str, value: str, limits: Limits) -> None:
@@ -156,6 +160,21 @@ def _property(query: ListQuery, name: str, value: str, limits: Limits) -> None:
     query.predicates.append(lambda image: image["properties"].get(name) == value)
 
 
+def _number(query: ListQuery, name: str, value: str, limits: Limits) -> None:
+    query.number = _natural(name, value)
+
+
+def _home_zone(query: ListQuery, name: str, value: str, limits: Limits) -> None:
+    query.predicates.append(lambda image: image["home_zone"] == value)
+
+
+def _store(query: ListQuery, name: str, value: str, limits: Limits) -> None:
+    """Images whose data a store holds, by its ID: the zone's name, with the store's unless it is the default."""
+    zone, _, store = value.partition(".")
+    wanted = (zone, store or "default")
+    query.predicates.append(lambda image: any((at["zone"], at["store"]) == wanted for at in image["locations"]))
+
+
 def _ignored(query: ListQuery, name: str, value: str, limits: Limits) -> None:
     pass
 
@@ -180,6 +199,9 @@ _PARAMETERS: dict[str, Callable[[ListQuery, str, str, Limits], None]] = {
     "protected": _protected,
     "tag": _tag,
     **dict.fromkeys(EQUAL, _equal),
+    "store": _store,
+    "os_glance_home_zone": _home_zone,
+    "os_glance_v1_id": _number,
     "deleted": _ignored,
     "changes-since": _changes_since,
 }

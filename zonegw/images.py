@@ -4,17 +4,19 @@ Writes to images whose home is this zone are answered from the write-ahead queue
 to other images need the registry's verdict and are refused while the uplink is down.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
 from zonegw import overlay, visibility
-from zonegw.auth import Identity
 from zonegw.catalogue import Catalogue
 from zonegw.config import Limits
 from zonegw.errors import BadRequest, BodyTooLarge, Conflict, Degraded, Forbidden, NotFound
 from zonegw.id_pool import IdPool
+from zonegw.identity import Identity
+from zonegw.policy import Policy
+from zonegw.property_protection import PropertyProtections
 from zonegw.store import Store, Txn, pack
 from zonegw.write_queue import WriteQueue
 
@@ -53,10 +55,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """An update: attributes to set, attributes to unset, as the registry names them (`properties.NAME`, `tags`)."""
+    """An update: attributes to set, attributes to unset, as the registry names them (`properties.NAME`, `tags`);
+    members to set, {project: {"status", "can_share"}} with what changes of each, and projects to remove."""
 
-    set: dict[str, Any]
-    unset: list[str]
+    set: dict[str, Any] = field(default_factory=dict)
+    unset: list[str] = field(default_factory=list)
+    set_members: dict[str, dict[str, Any]] = field(default_factory=dict)
+    remove_members: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.set or self.unset or self.set_members or self.remove_members)
 
 
 class Images:
@@ -72,7 +80,11 @@ class Images:
         zone: str,
         gateway: str,
         limits: Limits,
+        policy: Policy | None = None,
+        protections: PropertyProtections | None = None,
     ) -> None:
+        self.policy = policy or Policy()
+        self.protections = protections or PropertyProtections()
         self.store = store
         self.queue = queue
         self.ids = ids
@@ -89,10 +101,12 @@ class Images:
     async def show(self, who: Identity, uuid: str) -> Image:
         """The image, once what it shows is on the disk. Raises NotFound for what `who` may not know of."""
         image = self.find(self.store.read(), who, uuid)
+        self.policy.require("get_image", who, image)
         await self.store.durable()
-        return image
+        return self.readable(who, image)
 
     def find(self, txn: Txn, who: Identity, uuid: str) -> Image:
+        """The image with all of its properties. Raises NotFound."""
         try:
             canonical = str(UUID(uuid))
         except ValueError:
@@ -101,6 +115,18 @@ class Images:
         if image is None or not visibility.may_see(who, image):
             raise NotFound(f"No image found with ID {uuid}")
         return self.present(image)
+
+    async def numbered(self, who: Identity, number: int) -> Image:
+        """The image with this number. Raises NotFound as `show` does."""
+        image = self.catalogue.by_number(self.store.read(), number)
+        if image is None or not visibility.may_see(who, image):
+            raise NotFound(f"No image found with ID {number}")
+        return await self.show(who, image["uuid"])
+
+    def readable(self, who: Identity, image: Image) -> Image:
+        """The image without the properties that are protected from this reader."""
+        properties = self.protections.readable(who, image["properties"])
+        return image if properties is image["properties"] else image | {"properties": properties}
 
     def present(self, image: Image) -> Image:
         """An image with its upload's state in it."""
@@ -122,7 +148,7 @@ class Images:
         who = request.who
         attributes = {**WRITABLE, "owner": who.project} | attributes
         check_attributes(attributes, properties, tags, self.limits)
-        self._may_create(who, attributes)
+        self._may_create(who, attributes, properties)
         uuid = uuid or str(uuid4())
         with self.store.transaction(grows=True) as txn:
             if self.catalogue.known(txn, uuid):
@@ -140,64 +166,111 @@ class Images:
         await self._acknowledged()
         return image
 
-    @staticmethod
-    def _may_create(who: Identity, attributes: dict[str, Any]) -> None:
-        if who.is_reader_only:
-            raise Forbidden("You are not authorized to complete this action: the role is reader")
-        if not visibility.may_own_as(who, attributes["owner"]):
-            raise Forbidden(f"You are not permitted to create images owned by '{attributes['owner']}'")
-        if not visibility.may_set_visibility(who, attributes["visibility"]):
-            raise Forbidden("You are not authorized to publicize images")
+    def _may_create(self, who: Identity, attributes: dict[str, Any], properties: dict[str, str]) -> None:
+        self.policy.require("add_image", who, attributes)
+        if attributes["owner"] != who.project:
+            message = f"You are not permitted to create images owned by '{attributes['owner']}'"
+            self.policy.require("set_image_owner", who, attributes, message)
+        self._may_publish(who, attributes)
+        self._check_protected(who, (), properties, ())
+
+    def _may_publish(self, who: Identity, image: Image) -> None:
+        """`image` is as it would be."""
+        if image["visibility"] == "public":
+            self.policy.require("publicize_image", who, image, "You are not authorized to publicize images")
+        elif image["visibility"] == "community":
+            self.policy.require("communitize_image", who, image, "You are not authorized to communitize images")
+
+    def _check_protected(
+        self, who: Identity, present: Iterable[str], written: Iterable[str], removed: Iterable[str]
+    ) -> None:
+        refused = self.protections.refused(who, present, written, removed)
+        if refused:
+            raise Forbidden(f"Property '{refused}' is protected")
 
     # Update and delete.
 
     async def update(self, request: Request, uuid: str, changes: Changes) -> Image:
         """Acknowledge an update of an image that `who` may change; without changes it is a read."""
         image = self.writable(self.store.read(), request.who, uuid)
-        if not changes.set and not changes.unset:
+        if not changes:
             await self.store.durable()
-            return image
+            return self.readable(request.who, image)
         self._check_update(request.who, image, changes)
-        with self.store.transaction(grows=True) as txn:
-            image = self.writable(txn, request.who, uuid)
-            position = self.append_update(txn, request, image, changes.set, changes.unset)
-        await self.settle(image, position)
+        await self.change(request, uuid, changes, "modify_image")
         return await self.show(request.who, uuid)
+
+    async def change(self, request: Request, uuid: str, changes: Changes, action: str) -> None:
+        """Acknowledge checked changes for somebody who may do `action` with the image."""
+        with self.store.transaction(grows=True) as txn:
+            image = self.writable(txn, request.who, uuid, action)
+            position = self.append_update(txn, request, image, changes)
+        await self.settle(image, position)
 
     def _check_update(self, who: Identity, image: Image, changes: Changes) -> None:
         values = changes.set
-        if not visibility.may_set_visibility(who, (image | values)["visibility"]):
-            raise Forbidden("You are not authorized to publicize images")
-        if not visibility.may_own_as(who, (image | values)["owner"]):
-            raise Forbidden("You are not permitted to modify 'owner' on this image")
         after = image | {name: value for name, value in values.items() if name in WRITABLE}
-        properties = dict(image["properties"])
-        for name, value in values.items():
-            if name.startswith("properties."):
-                properties[name.removeprefix("properties.")] = value
-        for name in changes.unset:
-            properties.pop(name.removeprefix("properties."), None)
+        if after["visibility"] != image["visibility"]:
+            self._may_publish(who, after)
+        if after["owner"] != image["owner"]:
+            message = "You are not permitted to modify 'owner' on this image"
+            self.policy.require("set_image_owner", who, image, message)
+        written = {n.removeprefix("properties."): v for n, v in values.items() if n.startswith("properties.")}
+        removed = [name.removeprefix("properties.") for name in changes.unset]
+        self._check_protected(who, image["properties"], written, removed)
+        properties = {n: v for n, v in (image["properties"] | written).items() if n not in removed}
         check_attributes(after, properties, (image | values)["tags"], self.limits)
 
+    async def activate(self, request: Request, uuid: str, *, active: bool) -> None:
+        """Deactivate an image, whose bytes then only administrators get, or take that back."""
+        action, wanted, other = (
+            ("reactivate", "active", "deactivated") if active else ("deactivate", "deactivated", "active")
+        )
+        image = self.writable(self.store.read(), request.who, uuid, action)
+        if image["status"] == wanted:
+            return await self.store.durable()
+        if image["status"] != other:
+            raise Forbidden(f"Image status transition from {image['status']} to {wanted} is not allowed")
+        return await self.change(request, uuid, Changes({"status": wanted}), action)
+
+    async def add_tag(self, request: Request, uuid: str, tag: str) -> None:
+        """Label the image; a label that it has is no error."""
+        image = self.writable(self.store.read(), request.who, uuid)
+        check_tags([*image["tags"], tag] if tag not in image["tags"] else [tag], self.limits)
+        if tag not in image["tags"]:
+            await self.change(request, uuid, Changes({"tags": [*image["tags"], tag]}), "modify_image")
+
+    async def remove_tag(self, request: Request, uuid: str, tag: str) -> None:
+        """Raises NotFound for a label that the image has not."""
+        image = self.writable(self.store.read(), request.who, uuid)
+        if tag not in image["tags"]:
+            raise NotFound(f"Image {uuid} has no tag {tag!r}")
+        await self.change(request, uuid, Changes({"tags": [t for t in image["tags"] if t != tag]}), "modify_image")
+
     def append_update(
-        self, txn: Txn, request: Request, image: Image, values: dict[str, Any], unset: list[str],
-        *, add_locations: list[dict[str, Any]] | None = None, conditional: bool = True,
+        self, txn: Txn, request: Request, image: Image, changes: Changes,
+        *, add_locations: list[dict[str, Any]] | None = None, remove_locations: list[str] | None = None,
+        conditional: bool = True,
     ) -> int:  # fmt: skip
-        """Queue an update and lay it over the image; `conditional` refuses it where another side changed the same."""
-        added = add_locations or []
+        """Queue an update and lay it over the image; `conditional` refuses it where another side changed the same.
+        Locations are added whole and removed by key."""
+        patch = {
+            "set": changes.set, "unset": changes.unset, "add_locations": add_locations or [],
+            "remove_locations": remove_locations or [],
+        }  # fmt: skip
+        if changes.set_members or changes.remove_members:
+            patch |= {"set_members": changes.set_members, "remove_members": changes.remove_members}
         command = {
-            "op": "update_image", "actor": self._actor(request), "image": self._reference(image), "set": values,
-            "unset": unset, "add_locations": added, "remove_locations": [],
+            "op": "update_image", "actor": self._actor(request), "image": self._reference(image), **patch,
         }  # fmt: skip
         if conditional:
             command["base_version"] = image["version"]
-        patch = {"kind": "update", "set": values, "unset": unset, "add_locations": added, "remove_locations": []}
-        return self._append(txn, image["uuid"], command, patch)
+        return self._append(txn, image["uuid"], command, {"kind": "update"} | patch)
 
     async def delete(self, request: Request, uuid: str) -> None:
         """Acknowledge a delete; bytes go when the registry has the tombstone, or at once if it never had the image."""
         with self.store.transaction(reserved=True) as txn:
-            image = self.writable(txn, request.who, uuid)
+            image = self.writable(txn, request.who, uuid, "delete_image")
             if image["protected"]:
                 raise Forbidden(f"Image {uuid} is protected and cannot be deleted.")
             command = {"op": "delete_image", "actor": self._actor(request), "image": self._reference(image)}
@@ -221,11 +294,10 @@ class Images:
             if location["zone"] == self.zone:
                 txn.put_row("garbage", location["key"].encode(), {"since_us": self.catalogue.now_us()})
 
-    def writable(self, txn: Txn, who: Identity, uuid: str) -> Image:
-        """The image, if `who` may change it now. Raises NotFound, Forbidden, Degraded."""
+    def writable(self, txn: Txn, who: Identity, uuid: str, action: str = "modify_image") -> Image:
+        """The image, if `who` may do `action` with it now. Raises NotFound, Forbidden, Degraded."""
         image = self.find(txn, who, uuid)
-        if not visibility.may_change(who, image):
-            raise Forbidden("You are not authorized to change this image")
+        self.policy.require(action, who, image)
         if image["home_zone"] != self.zone and (self.registry is None or not self.registry.available()):
             home = f"zone {image['home_zone']}" if image["home_zone"] else "the registry itself"
             away = self.registry.away_reason() if self.registry else "no registry is configured"
@@ -267,7 +339,7 @@ class Images:
 def check_attributes(attributes: dict[str, Any], properties: dict[str, str], tags: list[str], limits: Limits) -> None:
     """Types, enumerations and bounds of what a client may set. Raises BadRequest or BodyTooLarge."""
     for name in ("name", "owner"):
-        _check_text(name, attributes[name], limits.name_max_chars)
+        check_text(name, attributes[name], limits.name_max_chars)
     _check_choice("disk_format", attributes["disk_format"], (None, *DISK_FORMATS))
     _check_choice("container_format", attributes["container_format"], (None, *CONTAINER_FORMATS))
     _check_choice("visibility", attributes["visibility"], VISIBILITIES)
@@ -280,7 +352,7 @@ def check_attributes(attributes: dict[str, Any], properties: dict[str, str], tag
             raise BadRequest(f"Invalid value '{attributes[name]}' for {name}: it must be true or false")
     _check_formats_match(attributes)
     _check_properties(properties, limits)
-    _check_tags(tags, limits)
+    check_tags(tags, limits)
     if len(pack([attributes["name"], properties, tags])) > limits.metadata_max_bytes:
         raise BodyTooLarge(f"the image's metadata is larger than {limits.metadata_max_bytes} bytes")
 
@@ -291,7 +363,8 @@ def _check_formats_match(attributes: dict[str, Any]) -> None:
         raise BadRequest("Invalid mix of disk and container formats: for an Amazon image both must be the same")
 
 
-def _check_text(name: str, value: Any, chars: int) -> None:
+def check_text(name: str, value: Any, chars: int) -> None:
+    """Raises BadRequest for what is no text of at most `chars` characters, or has a U+0000."""
     if value is not None and (not isinstance(value, str) or len(value) > chars):
         raise BadRequest(f"Invalid value for {name}: it must be a text of at most {chars} characters")
     _check_no_nul(name, value or "")
@@ -321,7 +394,7 @@ def _check_properties(properties: dict[str, str], limits: Limits) -> None:
         _check_no_nul("a property", name + value)
 
 
-def _check_tags(tags: list[str], limits: Limits) -> None:
+def check_tags(tags: list[str], limits: Limits) -> None:
     if len(tags) > limits.tags_max:
         raise BodyTooLarge(f"an image has at most {limits.tags_max} tags")
     for tag in tags:

@@ -1,7 +1,8 @@
 """Indexes of the catalogue: for every scope and sort key one range of keys, so that a page costs the same at any size.
 
-A scope is who may see it: all, public, community, or one owner's. Key = scope · sort code · value · created_at · UUID;
-the part after the code is an image's *place* in that order, the same in every scope, so that scopes can be merged.
+A scope is who may see it: all, public, community, one owner's, or shared with one project that answered so. Key =
+scope · sort code · value · created_at · UUID; the part after the code is an image's *place* in that order, the same in every
+scope, so that scopes can be merged.
 """
 
 import heapq
@@ -16,6 +17,7 @@ from zonegw.store import Txn, u64
 Image = dict[str, Any]
 
 ALL, PUBLIC, COMMUNITY = b"a", b"p", b"c"
+_MEMBER_CODES = {"accepted": b"m", "pending": b"w", "rejected": b"r"}
 # The part of a text that takes part in the order; LMDB keys end at 511 bytes.
 TEXT_BYTES = 200
 SORT_CODES = {
@@ -28,6 +30,11 @@ def owner_scope(owner: str) -> bytes:
     return b"o" + blake2b(owner.encode(), digest_size=16).digest()
 
 
+def member_scope(project: str, status: str) -> bytes:
+    """Images shared with a project, by what it answered."""
+    return _MEMBER_CODES[status] + blake2b(project.encode(), digest_size=16).digest()
+
+
 def image_scopes(image: Image) -> list[bytes]:
     """The scopes that an image is listed in."""
     found = [ALL]
@@ -35,6 +42,8 @@ def image_scopes(image: Image) -> list[bytes]:
         found.append(owner_scope(image["owner"]))
     if image["visibility"] in ("public", "community"):
         found.append(PUBLIC if image["visibility"] == "public" else COMMUNITY)
+    if image["visibility"] == "shared":
+        found += [member_scope(project, member["status"]) for project, member in image["members"].items()]
     return found
 
 

@@ -69,8 +69,9 @@ class Gateway:
         self.interzone = InterzoneClient(self.zones.endpoints, config.tls, limits)
         self.cache = DataCache(config.data_dir / "cache", self.interzone, limits)
         self.images = Images(
-            self.store, self.queue, self.ids, self.catalogue, zone=config.zone, gateway=config.gateway, limits=limits
-        )
+            self.store, self.queue, self.ids, self.catalogue, zone=config.zone, gateway=config.gateway, limits=limits,
+            policy=config.policy, protections=config.protections,
+        )  # fmt: skip
         self.image_data = ImageData(self.images, self.data, self.cache, limits)
         with self.store.transaction() as txn:
             self.image_data.recover(txn)

@@ -5,7 +5,8 @@ Row: {"base": the image as the last ack returned it, or None; "acked": highest r
       "own_versions": versions of the image that own acks made, "own_before": those of epochs before;
       "patches": [patch, ...] in the order of acknowledgement}
 Patch: {"position", "kind": create | update | delete, "state": pending | parked | acked, "time": µs,
-        "image" (create), "set", "unset", "add_locations", "remove_locations" (update), "revision" (acked)}
+        "image" (create), "set", "unset", "add_locations", "remove_locations" and, where it is about members,
+        "set_members", "remove_members" (update), "revision" (acked)}
 
 What a reader sees is the newer, by version, of the catalogue's image and the acked one, with the patches laid over it.
 An acked write is not applied a second time: its result replaces it. The row goes when the catalogue has reached
@@ -48,8 +49,8 @@ def patch_of(position: int, time_us: int, command: dict[str, Any]) -> Row:
         return patch | {"kind": "create", "image": initial(command)}
     if command["op"] == "delete_image":
         return patch | {"kind": "delete"}
-    names = ("set", "unset", "add_locations", "remove_locations")
-    return patch | {"kind": "update"} | {name: command[name] for name in names}
+    names = ("set", "unset", "add_locations", "remove_locations", "set_members", "remove_members")
+    return patch | {"kind": "update"} | {name: command[name] for name in names if name in command}
 
 
 def newest(catalogued: Image | None, acked: Image | None) -> Image | None:
@@ -100,7 +101,20 @@ def patched(image: Image, patch: Row) -> Image:
             image[attribute] = None
     gone = {*patch["remove_locations"], *(location["key"] for location in patch["add_locations"])}
     kept = [location for location in image["locations"] if location["key"] not in gone]
-    return image | {"locations": kept + patch["add_locations"]}
+    return image | {"locations": kept + patch["add_locations"], "members": _members(image["members"], patch)}
+
+
+def _members(members: Row, patch: Row) -> Row:
+    """As the registry will do it: a new member is pending, and what is not named of an old one stays."""
+    given, time = patch.get("set_members"), patch["time"]
+    if given:
+        fresh = {"status": "pending", "can_share": False, "created_at": time}
+        members = members | {
+            project: {**members.get(project, fresh), **fields, "updated_at": time} for project, fields in given.items()
+        }
+    if removed := patch.get("remove_members"):
+        members = {project: member for project, member in members.items() if project not in removed}
+    return members
 
 
 def created(row: Row) -> Row | None:

@@ -1,32 +1,25 @@
-"""Who may see and change an image: pure rules on an identity and an image."""
+"""Which images exist for whom: pure rules on an identity and an image. What one may do with them is `policy`'s."""
 
 from typing import Any
 
-from zonegw.auth import Identity
+from zonegw.identity import Identity
 
 Image = dict[str, Any]
 
+MEMBER_STATUSES = ("pending", "accepted", "rejected")
+
 
 def may_see(who: Identity, image: Image) -> bool:
-    """Its owner, administrators, and everyone where it is public or community."""
-    return who.is_admin or image["owner"] == who.project or image["visibility"] in ("public", "community")
+    """Its owner, administrators, everyone where it is public or community, and those whom it is shared with, whether
+    they accepted it or not."""
+    return (
+        who.is_admin
+        or image["owner"] == who.project
+        or image["visibility"] in ("public", "community")
+        or is_shared_with(image, who.project)
+    )
 
 
-def may_change(who: Identity, image: Image) -> bool:
-    """Its owner and administrators, unless they only read."""
-    return (who.is_admin or image["owner"] == who.project) and not who.is_reader_only
-
-
-def may_set_visibility(who: Identity, visibility: str) -> bool:
-    """Only administrators publish to everyone's list."""
-    return visibility != "public" or who.is_admin
-
-
-def may_own_as(who: Identity, owner: str | None) -> bool:
-    """Only administrators create for others."""
-    return who.is_admin or owner == who.project
-
-
-def may_download(who: Identity, image: Image) -> bool:
-    """A deactivated image gives its bytes to administrators alone."""
-    return image["status"] != "deactivated" or who.is_admin
+def is_shared_with(image: Image, project: str) -> bool:
+    """Members count while the image is shared; they are kept, and silent, while it is private."""
+    return image["visibility"] == "shared" and project in image["members"]

@@ -18,12 +18,12 @@ from chaos.simulation.judge import Violation
 from raftreg import errors, queries
 from raftreg.tables import View
 from zonegw import sessions, store_identity
-from zonegw.auth import Identity
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config, Limits
 from zonegw.drainer import Drainer
 from zonegw.errors import GatewayError
 from zonegw.id_pool import IdPool
+from zonegw.identity import Identity
 from zonegw.images import Changes, Images, Request
 from zonegw.main import RegistryLink
 from zonegw.metrics import GatewayMetrics

@@ -3,8 +3,9 @@
 import asyncio
 import html
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
+from typing import Any, Protocol
 from uuid import uuid4
 
 import orjson
@@ -12,20 +13,31 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from zonegw.auth import Authenticator
-from zonegw.config import Limits
-from zonegw.errors import BodyTooLarge, GatewayError, RangeUnsatisfiable, Unavailable
+from zonegw.config import Limits, Network
+from zonegw.errors import (
+    BadRequest,
+    BodyTooLarge,
+    GatewayError,
+    RangeUnsatisfiable,
+    Unavailable,
+    UnsupportedMediaType,
+)
 from zonegw.identity import Identity
+from zonegw.images import Request
 from zonegw.metrics import GatewayMetrics
 
 log = logging.getLogger(__name__)
 
 Stamp = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 
+OCTETS = "application/octet-stream"
 REQUEST_ID = web.RequestKey("request_id", str)
 IDENTITY = web.RequestKey("identity", Identity)
 # A client that sends back what it got never sees an older catalogue, whichever gateway it asks.
 REVISION = "X-Zonegw-Revision"
-OPEN_PATHS = frozenset({"/", "/versions", "/healthcheck", "/metrics", "/zonegw/v1/status"})
+# Paths outside of the API, which Glance answers with its versions.
+OTHER_PATHS = "/{other:(?!v2(?:/|$)|zonegw/).+}"
+OPEN_ROUTES = frozenset({"/", "/versions", "/v2", "/healthcheck", "/metrics", "/zonegw/v1/status", "/{other}"})
 
 
 class Freshness(Protocol):
@@ -89,11 +101,12 @@ def route_of(request: web.Request) -> str:
 
 
 def identifying(authenticator: Authenticator) -> Middleware:
-    """Puts the identity into the request; only a few paths answer without one."""
+    """Puts the identity into the request; only a few routes answer without one."""
 
     @web.middleware
     async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in OPEN_PATHS:
+        resource = request.match_info.route.resource
+        if resource is None or resource.canonical not in OPEN_ROUTES:
             request[IDENTITY] = authenticator.identify(request.headers.get("X-Auth-Token"))
         return await handler(request)
 
@@ -102,6 +115,57 @@ def identifying(authenticator: Authenticator) -> Middleware:
 
 def identity(request: web.Request) -> Identity:
     return request[IDENTITY]
+
+
+def asking(request: web.Request) -> Request:
+    """Who asks, for a use case."""
+    return Request(identity(request), request[REQUEST_ID])
+
+
+def json_response(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json", headers=headers)
+
+
+async def json_body(request: web.Request, limits: Limits, *, any_type: bool = False) -> Any:
+    """The decoded body, whose size and time are bounded; clients of ours send JSON as octets, too."""
+    if not any_type and request.content_type not in ("application/json", OCTETS):
+        raise UnsupportedMediaType(f"send the body as application/json, not {request.content_type}")
+    if (request.content_length or 0) > limits.json_body_max_bytes:
+        raise BodyTooLarge(f"the body is larger than {limits.json_body_max_bytes} bytes")
+    async with asyncio.timeout(limits.json_body_max_s):
+        body = await request.read()
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"Malformed JSON in request body: {error}") from None
+
+
+class Links:
+    """Where clients reach this API, for links in answers."""
+
+    def __init__(self, public_url: str | None, trusted_proxies: Sequence[Network]) -> None:
+        self._public_url = public_url
+        self._trusted = trusted_proxies
+
+    def base(self, request: web.Request) -> str:
+        """URL without a slash at its end: the configured one; what a trusted proxy says; or as it was asked."""
+        if self._public_url is not None:
+            return self._public_url.rstrip("/")
+        scheme, host = request.scheme, request.host
+        if self._is_trusted(request.remote):
+            scheme = _first(request, "X-Forwarded-Proto") or scheme
+            host = _first(request, "X-Forwarded-Host") or host
+        return f"{scheme}://{host}"
+
+    def _is_trusted(self, address: str | None) -> bool:
+        if not self._trusted or address is None:
+            return False
+        return any(ip_address(address) in network for network in self._trusted)
+
+
+def _first(request: web.Request, header: str) -> str:
+    """What the proxy next to us wrote: of several proxies, the one that the client reached comes first."""
+    return request.headers.get(header, "").partition(",")[0].strip()
 
 
 def error_response(request: web.Request, error: GatewayError) -> web.Response:
@@ -121,6 +185,8 @@ def _from_aiohttp(request: web.Request, error: web.HTTPException) -> web.Respons
     if error.status == 413:
         return error_response(request, BodyTooLarge("the body is larger than this operation takes"))
     headers = {name: error.headers[name] for name in ("Allow", "Location") if name in error.headers}
+    if error.status == 405 and request.method == "OPTIONS":
+        return web.Response(status=200, headers=headers)
     return _text_response(request, error.status, error.text or error.reason, headers)
 
 

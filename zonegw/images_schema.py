@@ -99,12 +99,53 @@ _IMAGE = {
         {"rel": "describedby", "href": "{schema}"},
     ],
 }
+_TASK = {
+    "name": "task",
+    "properties": {
+        "id": {"type": "string", "pattern": _UUID, "description": "An identifier for the task"},
+        "type": {"type": "string", "enum": ["import", "api_image_import"], "description": "What the task does"},
+        "status": {"type": "string", "enum": ["pending", "processing", "success", "failure"], "description": "State"},
+        "input": {"type": ["null", "object"], "description": "What the task works on"},
+        "result": {"type": ["null", "object"], "description": "What it made"},
+        "owner": {"type": "string", "description": "Project that asked for it"},
+        "message": {"type": "string", "description": "What a person should know of it"},
+        "expires_at": {"type": ["null", "string"], "description": "When the record is removed"},
+        "created_at": {"type": "string", "description": "When it was asked for"},
+        "updated_at": {"type": "string", "description": "When its state changed"},
+        "self": _read_only("string", "Path of the task"),
+        "schema": _read_only("string", "Path of the schema"),
+    },
+}
+_NAMESPACE = {
+    "name": "namespace",
+    "properties": {
+        "namespace": {"type": "string", "maxLength": 80, "description": "The unique name"},
+        "display_name": {"type": "string", "maxLength": 80, "description": "The name that people see"},
+        "description": {"type": "string", "maxLength": 500, "description": "What it is about"},
+        "visibility": {"type": "string", "enum": ["public", "private"], "description": "Who finds it"},
+        "protected": {"type": "boolean", "description": "If true, the namespace cannot be deleted"},
+        "owner": {"type": "string", "maxLength": 255, "description": "Owner of the namespace"},
+        "resource_type_associations": {"type": "array", "items": {"type": "object"}},
+        "properties": {"type": "object", "additionalProperties": {"type": "object"}},
+        "objects": {"type": "array", "items": {"type": "object"}},
+        "tags": {"type": "array", "items": {"type": "object"}},
+        "created_at": _read_only("string", "When it was made"),
+        "updated_at": _read_only("string", "When it was last changed"),
+        "self": _read_only("string", "Path of the namespace"),
+        "schema": _read_only("string", "Path of the schema"),
+    },
+    "required": ["namespace"],
+}
 _MEMBER = {"name": "member", "properties": MEMBER_PROPERTIES}
 SCHEMAS: dict[str, dict[str, Any]] = {
     "image": _IMAGE,
     "images": _many("images", _IMAGE),
     "member": _MEMBER,
     "members": {"name": "members", "properties": _many("members", _MEMBER)["properties"]},
+    "task": _TASK,
+    "tasks": _many("tasks", _TASK),
+    "metadefs/namespace": _NAMESPACE,
+    "metadefs/namespaces": _many("namespaces", _NAMESPACE),
 }
 
 

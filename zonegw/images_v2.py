@@ -6,22 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-import orjson
 from aiohttp import web
 
 from zonegw import image_list, image_query
 from zonegw.config import Limits
-from zonegw.errors import BadRequest, BodyTooLarge, NotFound, Unavailable, UnsupportedMediaType
+from zonegw.errors import BadRequest, Unavailable, UnsupportedMediaType
 from zonegw.file_response import send_file, send_stream
-from zonegw.http_frame import REQUEST_ID, identity
+from zonegw.http_frame import OCTETS, Links, asking, identity, json_body, json_response
 from zonegw.image_data import ImageData
 from zonegw.image_patch import parse_create, parse_patch
-from zonegw.images import Images, Request
-from zonegw.images_schema import SCHEMAS, present
-
-CURRENT = "v2.17"
-SUPPORTED = tuple(f"v2.{minor}" for minor in (15, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0))
-OCTETS = "application/octet-stream"
+from zonegw.images import Images
+from zonegw.images_schema import present
 
 
 @dataclass(slots=True)
@@ -32,13 +27,10 @@ class ImagesV2:
     data: ImageData
     limits: Limits
     zone: str
-    public_url: str | None = None
+    links: Links
     downloads: int = 0
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
-        router.add_get("/", self.versions_choice, allow_head=False)
-        router.add_get("/versions", self.versions, allow_head=False)
-        router.add_get("/v2/schemas/{name}", self.schema, allow_head=False)
         router.add_get("/v2/images", self.list, allow_head=False)
         router.add_post("/v2/images", self.create)
         router.add_get("/v2/images/{id}", self.show, allow_head=False)
@@ -49,35 +41,16 @@ class ImagesV2:
         router.add_get("/v2/info/stores", self.stores, allow_head=False)
         router.add_get("/v2/info/import", self.import_methods, allow_head=False)
 
-    # Discovery.
-
-    async def versions_choice(self, request: web.Request) -> web.Response:
-        return _json(self._versions(request), status=300)
-
-    async def versions(self, request: web.Request) -> web.Response:
-        return _json(self._versions(request))
-
-    def _versions(self, request: web.Request) -> dict[str, Any]:
-        href = f"{self._base(request)}/v2/"
-        rows = [(CURRENT, "CURRENT"), *((name, "SUPPORTED") for name in SUPPORTED)]
-        return {"versions": [{"id": i, "status": s, "links": [{"rel": "self", "href": href}]} for i, s in rows]}
-
-    def _base(self, request: web.Request) -> str:
-        return (self.public_url or f"{request.scheme}://{request.host}").rstrip("/")
-
-    async def schema(self, request: web.Request) -> web.Response:
-        schema = SCHEMAS.get(request.match_info["name"])
-        if schema is None:
-            raise NotFound(f"there is no schema {request.match_info['name']}; there are: {', '.join(SCHEMAS)}")
-        return _json(schema)
+    # Information.
 
     async def stores(self, request: web.Request) -> web.Response:
-        return _json(
+        return json_response(
             {"stores": [{"id": self.zone, "default": "true", "description": f"image data of zone {self.zone}"}]}
         )
 
     async def import_methods(self, request: web.Request) -> web.Response:
-        return _json({"import-methods": {"description": "Import methods available.", "type": "array", "value": []}})
+        methods = {"description": "Import methods available.", "type": "array", "value": []}
+        return json_response({"import-methods": methods})
 
     # Metadata.
 
@@ -92,42 +65,30 @@ class ImagesV2:
         }
         if found.next_marker is not None:
             body["next"] = _link([*pairs, ("marker", found.next_marker)])
-        return _json(body)
+        return json_response(body)
 
     async def create(self, request: web.Request) -> web.Response:
-        uuid, attributes, properties, tags = parse_create(await self._json_body(request))
-        image = await self.images.create(_asking(request), uuid, attributes, properties, tags)
+        uuid, attributes, properties, tags = parse_create(await json_body(request, self.limits))
+        image = await self.images.create(asking(request), uuid, attributes, properties, tags)
         headers = {
-            "Location": f"{self._base(request)}/v2/images/{image['uuid']}",
+            "Location": f"{self.links.base(request)}/v2/images/{image['uuid']}",
             "OpenStack-image-store-ids": self.zone,
         }
-        return _json(present(image), status=201, headers=headers)
+        return json_response(present(image), status=201, headers=headers)
 
     async def show(self, request: web.Request) -> web.Response:
-        return _json(present(await self.images.show(identity(request), request.match_info["id"])))
+        return json_response(present(await self.images.show(identity(request), request.match_info["id"])))
 
     async def update(self, request: web.Request) -> web.Response:
         uuid = request.match_info["id"]
         current = await self.images.show(identity(request), uuid)
-        body = await self._json_body(request, any_type=True)
+        body = await json_body(request, self.limits, any_type=True)
         changes = parse_patch(request.content_type, body, current, self.limits)
-        return _json(present(await self.images.update(_asking(request), current["uuid"], changes)))
+        return json_response(present(await self.images.update(asking(request), current["uuid"], changes)))
 
     async def delete(self, request: web.Request) -> web.Response:
-        await self.images.delete(_asking(request), request.match_info["id"])
+        await self.images.delete(asking(request), request.match_info["id"])
         return web.Response(status=204)
-
-    async def _json_body(self, request: web.Request, *, any_type: bool = False) -> Any:
-        if not any_type and request.content_type not in ("application/json", OCTETS):
-            raise UnsupportedMediaType(f"send the image as application/json, not {request.content_type}")
-        if (request.content_length or 0) > self.limits.json_body_max_bytes:
-            raise BodyTooLarge(f"the body is larger than {self.limits.json_body_max_bytes} bytes")
-        async with asyncio.timeout(self.limits.json_body_max_s):
-            body = await request.read()
-        try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise BadRequest(f"Malformed JSON in request body: {error}") from None
 
     # Data.
 
@@ -135,7 +96,7 @@ class ImagesV2:
         if request.content_type != OCTETS:
             raise UnsupportedMediaType(f"send image data as {OCTETS}, not {request.content_type}")
         body = _received(request, self.limits)
-        await self.data.upload(_asking(request), request.match_info["id"], body, _announced_size(request))
+        await self.data.upload(asking(request), request.match_info["id"], body, _announced_size(request))
         return web.Response(status=204)
 
     async def download(self, request: web.Request) -> web.StreamResponse:
@@ -156,14 +117,6 @@ class ImagesV2:
             return await send_stream(request, source.fetch.size, headers, source.fetch.read, self.limits)
         finally:
             self.downloads -= 1
-
-
-def _asking(request: web.Request) -> Request:
-    return Request(identity(request), request[REQUEST_ID])
-
-
-def _json(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json", headers=headers)
 
 
 def _link(pairs: list[tuple[str, str]]) -> str:

@@ -1,8 +1,8 @@
 """Indexes of the catalogue: for every scope and sort key one range of keys, so that a page costs the same at any size.
 
 A scope is who may see it: all, public, community, one owner's, or shared with one project that answered so. Key =
-scope · sort code · value · created_at · UUID; the part after the code is an image's *place* in that order, the same in every
-scope, so that scopes can be merged.
+scope · sort code · value · created_at · UUID; the part after the code is an image's *place* in that order, the same in
+every scope, so that scopes can be merged.
 """
 
 import heapq

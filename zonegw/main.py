@@ -9,20 +9,23 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from zonegw import store_identity, tls
+from zonegw import metadefs, store_identity, tls
 from zonegw.auth import Authenticator
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
 from zonegw.data_cache import DataCache
 from zonegw.data_stores.filesystem import FilesystemStore
+from zonegw.discovery import Discovery
 from zonegw.drainer import Drainer
 from zonegw.feed_consumer import FeedConsumer
-from zonegw.http_frame import answering, identifying
+from zonegw.http_frame import Links, answering, identifying
 from zonegw.id_pool import IdPool
 from zonegw.image_data import ImageData
 from zonegw.images import Images
 from zonegw.images_v2 import ImagesV2
+from zonegw.images_v2_sharing import SharingV2
 from zonegw.interzone import InterzoneClient, build_app
+from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
 from zonegw.status import Status
 from zonegw.store import Store, Txn
@@ -72,6 +75,7 @@ class Gateway:
             self.store, self.queue, self.ids, self.catalogue, zone=config.zone, gateway=config.gateway, limits=limits,
             policy=config.policy, protections=config.protections,
         )  # fmt: skip
+        self.metadefs = metadefs.load(config.metadefs_dir)
         self.image_data = ImageData(self.images, self.data, self.cache, limits)
         with self.store.transaction() as txn:
             self.image_data.recover(txn)
@@ -174,8 +178,10 @@ class Gateway:
             client_max_size=limits.json_body_max_bytes,
         )
         app.on_response_prepare.append(stamp)
-        api = ImagesV2(self.images, self.image_data, limits, self.config.zone, self.config.public_url)
-        api.add_routes(app.router)
+        links = Links(self.config.public_url, self.config.trusted_proxies)
+        ImagesV2(self.images, self.image_data, limits, self.config.zone, links).add_routes(app.router)
+        SharingV2(self.images, Members(self.images)).add_routes(app.router)
+        Discovery(links, self.config.policy, self.metadefs).add_routes(app.router)
         app.router.add_get("/healthcheck", self._healthcheck)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/zonegw/v1/status", self._status)

@@ -64,7 +64,7 @@ RULES = (
     Rule("one door to the registry", ("zonegw.*",), ("raftreg.*", "raftreg"), except_for=("zonegw.uplink",)),
     Rule(
         "the Images API only translates",
-        ("zonegw.images_v1", "zonegw.images_v2"),
+        ("zonegw.images_v1*", "zonegw.images_v2*", "zonegw.discovery"),
         ("lmdb", "zonegw.uplink", "zonegw.write_queue"),
     ),
     Rule("the registry knows no gateway", ("raftreg.*",), ("zonegw.*", "zonegw")),

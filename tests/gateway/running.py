@@ -129,10 +129,13 @@ def settings(
     gateway: str = "fra-1",
     registry: Registry | None = None,
     endpoint: str = NOWHERE,
+    images: str = "",
+    more: str = "",
     **limits: Any,
 ) -> config.Config:
     """A configuration below `directory`, with a token for each of USERS; without `registry` there is
-    only what listens at `endpoint`."""
+    only what listens at `endpoint`. `images` are TOML lines of [images], `more` is TOML
+    behind the rest."""
     directory.mkdir(parents=True, exist_ok=True)
     tls: dict[str, str] | None = None
     interzone: dict[str, str] = {}
@@ -145,7 +148,8 @@ def settings(
         zone=zone, gateway=gateway, data_dir="data", listen="127.0.0.1:0", tls=tls, tokens_file="tokens.json",
         endpoints=registry.urls if registry else [endpoint], limits=limits or None, **interzone,
     )  # fmt: skip
-    (directory / "zonegw.toml").write_text(text)
+    text = text.replace("[images]", f"[images]\n{images}")
+    (directory / "zonegw.toml").write_text(f"{text}\n{more}")
     plain_tokens(directory)
     return config.load(directory / "zonegw.toml")
 

@@ -31,6 +31,14 @@ async def protect(zone: Zone, image: Image) -> None:
     assert await zone.patch(image, {"op": "replace", "path": "/protected", "value": True}) == 200
 
 
+async def share(zone: Zone, image: Image) -> None:
+    assert await zone.status("POST", f"{image['self']}/members", json={"member": "other"}) == 200
+
+
+async def shares(client: Client, image: Image) -> None:
+    await client.update_image(image["id"], set_members={"other": {"can_share": True}}, force=True)
+
+
 def sets(**values: Any) -> Callable[[Client, Image], Awaitable[Any]]:
     async def change(client: Client, image: Image) -> None:
         await client.update_image(image["id"], set=values, force=True)
@@ -68,6 +76,12 @@ CELLS = {
         upload, sets(visibility="private"), {"visibility": "private", "status": "active"}
     ),
     "upload x delete": Cell(upload, deletes, None, "image_deleted"),
+    "share x rename": Cell(share, sets(name="theirs"), {"name": "theirs", "members": ["other"]}),
+    "share x narrowed visibility": Cell(
+        share, sets(visibility="private"), {"visibility": "private", "members": ["other"]}
+    ),
+    "share x share": Cell(share, shares, {"members": ["other"]}, "conflict"),
+    "share x delete": Cell(share, deletes, None, "image_deleted"),
 }
 
 
@@ -92,7 +106,8 @@ async def test_a_pending_write_meets_another_sides_change(tmp_path: Path, cell: 
                 if cell.shown is None:
                     assert answer.status == 404
                 else:
-                    shown = await answer.json()
+                    known = gateway.catalogue.get(gateway.store.read(), image["id"]) or {}
+                    shown = {**(await answer.json()), "members": list(known["members"])}
                     assert {name: shown[name] for name in cell.shown} == cell.shown
 
 

@@ -87,7 +87,7 @@ class Limits:
     # Rows read between two turns of the loop.
     list_chunk_rows: int = 500
     # Images with equal first sort key that are put in order in memory.
-    list_group_max: int = 10_000
+    list_group_max: int = 5_000
     name_max_chars: int = 255
     tag_max_chars: int = 255
     tags_max: int = 128

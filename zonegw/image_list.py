@@ -5,7 +5,6 @@ go on. Between chunks of rows other requests get their turn; every chunk is read
 """
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,9 @@ from zonegw.identity import Identity
 from zonegw.image_query import ListQuery
 from zonegw.images import Image, Images
 from zonegw.store import Txn
+
+# Behind every place that begins with a value: creation time and UUID are shorter.
+_BEHIND_ALL = b"\xff" * 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,10 @@ async def _collect(images: Images, who: Identity, query: ListQuery) -> Page:
     if query.number is not None:
         return _numbered_page(images, who, query)
     scopes = scopes_for(who, query)
-    if query.name is not None or len(query.sort) > 1:
-        return _sorted_page(images, who, query, scopes)
-    return await _walked_page(images, who, query, scopes)
+    index = index_for(query)
+    if index is None:
+        return await _sorted_page(images, who, query, scopes)
+    return await _walked_page(images, who, query, scopes, *index)
 
 
 def _numbered_page(images: Images, who: Identity, query: ListQuery) -> Page:
@@ -49,6 +52,24 @@ def _numbered_page(images: Images, who: Identity, query: ListQuery) -> Page:
     image = images.catalogue.by_number(txn, query.number or 0)
     found = None if image is None else _listed(images, txn, who, query, image["uuid"])
     return Page([found] if found and found["uuid"] != query.marker else [], None)
+
+
+def index_for(query: ListQuery) -> tuple[str, bytes, bool] | None:
+    """(sort key, first value, descending) of the index that has the order asked for; None where none has.
+
+    Every index goes on by creation time and ID, so it also has the order of its key and these; the one by name has the
+    images of one name in the order of their creation.
+    """
+    keys, descending = [key for key, _ in query.sort], query.sort[0][1]
+    if any(backwards != descending for _, backwards in query.sort):
+        return None
+    value = b""
+    if query.name is not None:
+        keys, value = ["name", *(key for key in keys if key != "name")], listing.text_value(query.name)
+    order = list(dict.fromkeys([keys[0], "created_at", "id"]))
+    if keys != order[: len(keys)]:
+        return None
+    return keys[0], value, descending
 
 
 def scopes_for(who: Identity, query: ListQuery) -> list[bytes]:
@@ -77,9 +98,10 @@ def _marked(images: Images, txn: Txn, who: Identity, query: ListQuery) -> Image 
     return image
 
 
-async def _walked_page(images: Images, who: Identity, query: ListQuery, scopes: list[bytes]) -> Page:
-    """A page in the order of one sort key: straight from its index."""
-    sort, reverse = query.sort[0]
+async def _walked_page(
+    images: Images, who: Identity, query: ListQuery, scopes: list[bytes], sort: str, value: bytes, reverse: bool
+) -> Page:
+    """A page in the order of an index: straight from it."""
     txn = images.store.read()
     mark = _marked(images, txn, who, query)
     after = listing.place(mark, sort) if mark else None
@@ -87,7 +109,7 @@ async def _walked_page(images: Images, who: Identity, query: ListQuery, scopes: 
     scanned = 0
     while True:
         rows = 0
-        walker = listing.walk(txn, scopes, sort, reverse=reverse, after=after)
+        walker = listing.walk(txn, scopes, sort, reverse=reverse, after=after, value=value)
         for place, uuid in walker:
             after = place
             rows += 1
@@ -113,61 +135,72 @@ def _listed(images: Images, txn: Txn, who: Identity, query: ListQuery, uuid: str
     return image
 
 
-def _sorted_page(images: Images, who: Identity, query: ListQuery, scopes: list[bytes]) -> Page:
-    """A page by name, or in the order of several keys: groups with an equal first value are put in order in memory."""
+async def _sorted_page(images: Images, who: Identity, query: ListQuery, scopes: list[bytes]) -> Page:
+    """A page in an order that no index has: images with an equal first value are put in order in memory."""
     txn = images.store.read()
     mark = _marked(images, txn, who, query)
+    start = _before_group_of(mark, query) if mark else None
     found: list[Image] = []
-    for group in _groups(images, txn, who, query, scopes, mark):
-        ordered = put_in_order(group, query.sort)
+    scanned = 0
+    while True:
+        rows, group = _group(images, txn, query, scopes, start)
+        ordered = put_in_order([image for image in group if visibility.may_see(who, image)], query.sort)
         ids = [image["uuid"] for image in ordered]
         if mark is not None and mark["uuid"] in ids:
             ordered = ordered[ids.index(mark["uuid"]) + 1 :]
-            mark = None
         found += [image for image in ordered if query.matches(image)]
         if len(found) >= query.limit:
             return Page(found[: query.limit], found[query.limit - 1]["uuid"])
-    return Page(found, None)
+        if not group:
+            return Page(found, None)
+        scanned += rows
+        if scanned >= images.limits.list_scan_max and ids and ids[-1] != query.marker:
+            return Page(found, ids[-1])
+        start = _behind_group_of(group[0], query)
+        await asyncio.sleep(0)
+        txn = images.store.read()
 
 
-def _groups(
-    images: Images, txn: Txn, who: Identity, query: ListQuery, scopes: list[bytes], mark: Image | None
-) -> Iterator[list[Image]]:
-    """Visible images by equal first sort value, from the marker's group on; by name there is one group."""
-    sort, reverse = ("name", False) if query.name is not None else query.sort[0]
-    value = listing.text_value(query.name) if query.name is not None else b""
-    start = None
-    if mark is not None and query.name is None:
-        at = listing.sort_value(mark, sort)
-        start = at + b"\xff" * 25 if reverse else at
+def _group(
+    images: Images, txn: Txn, query: ListQuery, scopes: list[bytes], start: bytes | None
+) -> tuple[int, list[Image]]:
+    """(rows read, images) of the next equal first sort value behind `start`; no image behind the last."""
+    sort, reverse = query.sort[0]
     group: list[Image] = []
-    current: bytes | None = None
     rows = 0
-    for _, uuid in listing.walk(txn, scopes, sort, reverse=reverse, after=start, value=value):
-        rows += 1
+    for _, uuid in listing.walk(txn, scopes, sort, reverse=reverse, after=start):
         image = images.catalogue.get(txn, uuid)
-        if image is None or not visibility.may_see(who, image):
+        if image is None:
             continue
-        at = listing.sort_value(image, sort)
-        if at != current and group:
-            yield group
-            group = []
-        current = at
+        if group and listing.sort_value(image, sort) != listing.sort_value(group[0], sort):
+            break
+        rows += 1
         group.append(image)
-        _check_work(len(group), rows, images)
-    if group:
-        yield group
+        if rows > images.limits.list_group_max:
+            raise BadRequest(
+                f"more than {images.limits.list_group_max} images are equal in {sort}: sort by another key first, or "
+                "by created_at behind it in the same direction"
+            )
+    return rows, group
 
 
-def _check_work(group: int, rows: int, images: Images) -> None:
-    if group > images.limits.list_group_max or rows > images.limits.list_scan_max:
-        raise BadRequest("too many images are equal in the first sort key: sort by created_at or name first")
+def _before_group_of(image: Image, query: ListQuery) -> bytes:
+    """The place before the first image with an equal first sort value, in the direction of the list."""
+    sort, reverse = query.sort[0]
+    value = listing.sort_value(image, sort)
+    return value + _BEHIND_ALL if reverse else value
+
+
+def _behind_group_of(image: Image, query: ListQuery) -> bytes:
+    """The place behind the last image with an equal first sort value."""
+    sort, reverse = query.sort[0]
+    value = listing.sort_value(image, sort)
+    return value if reverse else value + _BEHIND_ALL
 
 
 def put_in_order(group: list[Image], sort: list[tuple[str, bool]]) -> list[Image]:
-    """Order by several keys, each with its direction; ties by creation time and ID, newest first unless one
-    direction goes for all."""
-    descending = sort[0][1] if len(sort) == 1 else True
+    """Order by several keys, each with its direction; ties by creation time and ID in the direction of the last."""
+    descending = sort[-1][1]
     ties = [(key, descending) for key in ("created_at", "id") if key not in dict(sort)]
     for key, backwards in reversed([*sort, *ties]):
         group = sorted(group, key=lambda image: _comparable(image, key), reverse=backwards)

@@ -29,6 +29,7 @@ class Page:
 
 async def page(images: Images, who: Identity, query: ListQuery) -> Page:
     """One page. Raises BadRequest for a marker that `who` can't see."""
+    images.policy.require("get_images", who)
     found = await _collect(images, who, query)
     await images.store.durable()
     return Page([images.readable(who, images.present(image)) for image in found.images], found.next_marker)

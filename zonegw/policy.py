@@ -51,7 +51,7 @@ _WORDS: Mapping[str, Term] = {
     "admin": lambda who, image: who.is_admin,
     "writer": lambda who, image: not who.is_reader_only,
     "owner": lambda who, image: image is not None and image["owner"] == who.project,
-    "shared": lambda who, image: image is not None and who.project in image["members"],
+    "shared": lambda who, image: image is not None and who.project in image.get("members", ()),
 }
 
 

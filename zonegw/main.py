@@ -15,6 +15,7 @@ from zonegw.catalogue import Catalogue
 from zonegw.config import Config
 from zonegw.data_cache import DataCache
 from zonegw.data_stores.filesystem import FilesystemStore
+from zonegw.data_transfer import Downloads
 from zonegw.discovery import Discovery
 from zonegw.drainer import Drainer
 from zonegw.feed_consumer import FeedConsumer
@@ -179,7 +180,8 @@ class Gateway:
         )
         app.on_response_prepare.append(stamp)
         links = Links(self.config.public_url, self.config.trusted_proxies)
-        ImagesV2(self.images, self.image_data, limits, self.config.zone, links).add_routes(app.router)
+        downloads = Downloads(limits)
+        ImagesV2(self.images, self.image_data, limits, self.config.zone, links, downloads).add_routes(app.router)
         SharingV2(self.images, Members(self.images)).add_routes(app.router)
         Discovery(links, self.config.policy, self.metadefs).add_routes(app.router)
         app.router.add_get("/healthcheck", self._healthcheck)

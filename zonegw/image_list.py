@@ -5,7 +5,8 @@ go on. Between chunks of rows other requests get their turn; every chunk is read
 """
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zonegw import listing, visibility
@@ -13,7 +14,7 @@ from zonegw.errors import BadRequest
 from zonegw.identity import Identity
 from zonegw.image_query import ListQuery
 from zonegw.images import Image, Images
-from zonegw.store import Txn
+from zonegw.store import Txn, u64
 
 # Behind every place that begins with a value: creation time and UUID are shorter.
 _BEHIND_ALL = b"\xff" * 25
@@ -21,17 +22,33 @@ _BEHIND_ALL = b"\xff" * 25
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Images in order; `next_marker` is where the next page starts, None behind the last."""
+    """Images in order; `next_marker` is where the next page starts, None behind the last, and `end` its place in the
+    index that was walked."""
 
     images: list[Image]
     next_marker: str | None
+    end: bytes | None = None
 
 
 async def page(images: Images, who: Identity, query: ListQuery) -> Page:
     """One page. Raises BadRequest for a marker that `who` can't see."""
     found = await _collect(images, who, query)
     await images.store.durable()
-    return Page([images.readable(who, images.present(image)) for image in found.images], found.next_marker)
+    return Page([images.readable(who, images.present(image)) for image in found.images], found.next_marker, found.end)
+
+
+async def full_page(images: Images, who: Identity, query: ListQuery) -> list[Image]:
+    """One page that is short only behind the last image, as clients need it that take a short one for the last.
+    Raises BadRequest where too many images have to be looked through."""
+    found: list[Image] = []
+    for _ in range(images.limits.list_full_scans_max):
+        part = await page(images, who, replace(query, limit=query.limit - len(found)))
+        found += part.images
+        if part.next_marker is None or len(found) >= query.limit:
+            return found
+        marker = part.next_marker if part.end is None else None
+        query = replace(query, marker=marker, marker_number=None, after=part.end)
+    raise BadRequest("too few images match among too many: ask by name, by owner, or in another order")
 
 
 async def _collect(images: Images, who: Identity, query: ListQuery) -> Page:
@@ -61,6 +78,8 @@ def index_for(query: ListQuery) -> tuple[str, bytes, bool] | None:
     images of one name in the order of their creation.
     """
     keys, descending = [key for key, _ in query.sort], query.sort[0][1]
+    if keys[0] == "number":
+        return "number", b"", descending
     if any(backwards != descending for _, backwards in query.sort):
         return None
     value = b""
@@ -74,7 +93,7 @@ def index_for(query: ListQuery) -> tuple[str, bytes, bool] | None:
 
 def scopes_for(who: Identity, query: ListQuery) -> list[bytes]:
     """The indexes that hold every image that may be listed."""
-    if who.is_admin:
+    if who.is_admin and not query.as_project:
         return [listing.ALL] if query.owner is None else [listing.owner_scope(query.owner)]
     own = listing.owner_scope(who.project)
     if query.owner == who.project:
@@ -90,11 +109,14 @@ def scopes_for(who: Identity, query: ListQuery) -> list[bytes]:
 
 
 def _marked(images: Images, txn: Txn, who: Identity, query: ListQuery) -> Image | None:
-    if query.marker is None:
+    if query.marker_number is not None:
+        image = images.catalogue.by_number(txn, query.marker_number)
+    elif query.marker is not None:
+        image = images.catalogue.get(txn, query.marker)
+    else:
         return None
-    image = images.catalogue.get(txn, query.marker)
     if image is None or not visibility.may_see(who, image):
-        raise BadRequest(f"Marker {query.marker} is not the ID of an image that you can see")
+        raise BadRequest(f"Marker {query.marker or query.marker_number} is not the ID of an image that you can see")
     return image
 
 
@@ -104,12 +126,12 @@ async def _walked_page(
     """A page in the order of an index: straight from it."""
     txn = images.store.read()
     mark = _marked(images, txn, who, query)
-    after = listing.place(mark, sort) if mark else None
+    after = _place(mark, sort) if mark else query.after
     found: list[Image] = []
     scanned = 0
     while True:
         rows = 0
-        walker = listing.walk(txn, scopes, sort, reverse=reverse, after=after, value=value)
+        walker = _walk(images, txn, scopes, sort, reverse=reverse, after=after, value=value)
         for place, uuid in walker:
             after = place
             rows += 1
@@ -117,7 +139,7 @@ async def _walked_page(
             if image is not None:
                 found.append(image)
             if len(found) >= query.limit or scanned + rows >= images.limits.list_scan_max:
-                return Page(found, uuid)
+                return Page(found, uuid, place)
             if rows >= images.limits.list_chunk_rows:
                 break
         else:
@@ -126,6 +148,19 @@ async def _walked_page(
         del walker
         await asyncio.sleep(0)
         txn = images.store.read()
+
+
+def _walk(
+    images: Images, txn: Txn, scopes: list[bytes], sort: str, *, reverse: bool, after: bytes | None, value: bytes
+) -> Iterator[tuple[bytes, str]]:
+    """(place, UUID) in order; the numbers' own table knows no scopes."""
+    if sort == "number":
+        return images.catalogue.walk_numbers(txn, reverse=reverse, after=after)
+    return listing.walk(txn, scopes, sort, reverse=reverse, after=after, value=value)
+
+
+def _place(image: Image, sort: str) -> bytes:
+    return u64(image["number"] or 0) if sort == "number" else listing.place(image, sort)
 
 
 def _listed(images: Images, txn: Txn, who: Identity, query: ListQuery, uuid: str) -> Image | None:
@@ -154,7 +189,7 @@ async def _sorted_page(images: Images, who: Identity, query: ListQuery, scopes: 
         if not group:
             return Page(found, None)
         scanned += rows
-        if scanned >= images.limits.list_scan_max and ids and ids[-1] != query.marker:
+        if scanned >= images.limits.list_scan_max and ids and (mark is None or ids[-1] != mark["uuid"]):
             return Page(found, ids[-1])
         start = _behind_group_of(group[0], query)
         await asyncio.sleep(0)

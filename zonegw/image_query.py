@@ -37,6 +37,8 @@ class ListQuery:
     marker: str | None = None
     # The marker by its image number instead.
     marker_number: int | None = None
+    # A place of the order to go on behind, whose image need not be there any more, nor be visible.
+    after: bytes | None = None
     sort: list[tuple[str, bool]] = field(default_factory=list)
     visibility: str | None = None
     owner: str | None = None

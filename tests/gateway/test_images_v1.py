@@ -87,6 +87,8 @@ async def test_an_image_without_data_is_queued_and_takes_them_once(zone: Zone) -
     assert (image["status"], image["size"]) == ("queued", 0)
     assert await zone.status("GET", "/v1/images/41") == 404
     assert await put(zone, 41, headers=OCTETS, data=BLOB) == 400  # the formats are missing
+    assert await put(zone, 41, headers=OCTETS | RAW | meta(checksum="0" * 32), data=BLOB) == 400
+    assert (await head(zone, 41))["status"] == "queued"
     assert await put(zone, 41, headers=OCTETS | RAW, data=BLOB) == 200
     assert (await head(zone, 41))["status"] == "active"
     refused = meta(name="changed") | OCTETS

@@ -36,6 +36,7 @@ def test_what_render_writes_is_what_load_reads(tmp_path: Path) -> None:
         ('endpoints = ["http://127.0.0.1:1"]', 'endpoints = ["https://127.0.0.1:1"]', r"need \[tls\]"),
         ('methods = ["tokens"]', 'methods = ["keys"]', "auth.methods"),
         ('tokens_file = "tokens.json"', "", "set auth.tokens_file"),
+        ("[images]", '[images]\nv1 = "no"', "images.v1 must be true or false"),
         ("uploads_max = 3", "uploads_max = 0", "positive"),
         ("uploads_max = 3", "uploads_max = 1.5", "whole number"),
         ("uploads_max = 3", "uploads = 3", "unknown bound"),

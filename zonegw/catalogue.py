@@ -40,6 +40,12 @@ class Catalogue:
         key = txn.get("numbers", u64(number))
         return None if key is None else self.get(txn, str(UUID(bytes=key)))
 
+    def walk_numbers(self, txn: Txn, *, reverse: bool, after: bytes | None) -> Iterator[tuple[bytes, str]]:
+        """(place, UUID) of every image that has a number, in their order, from behind the place `after`."""
+        start = b"" if after is None or reverse else after + b"\x00"
+        end = after if reverse else None
+        return ((place, str(UUID(bytes=key))) for place, key in txn.scan("numbers", start, end, reverse=reverse))
+
     def known(self, txn: Txn, uuid: str) -> bool:
         """Whether the UUID names or named an image, as far as this zone remembers."""
         key = key_of(uuid)

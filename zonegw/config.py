@@ -84,6 +84,8 @@ class Limits:
     page_images_max: int = 1000
     # Rows read for one page of a filtered list; then the page ends early and its `next` goes on.
     list_scan_max: int = 20_000
+    # Of such scans for one page of v1, which has no `next`: a million rows, some ten seconds.
+    list_full_scans_max: int = 50
     # Rows read between two turns of the loop.
     list_chunk_rows: int = 500
     # Images with equal first sort key that are put in order in memory.
@@ -110,6 +112,9 @@ class Limits:
     fetch_idle_max_s: float = 10
     fetch_attempts_max: int = 5
     interzone_streams_max: int = 128
+
+    # Client programs told apart in the metrics of v1; the others are counted together.
+    v1_user_agents_max: int = 32
 
     requests_max: int = 1024
     # What a stopping gateway waits for requests that are under way.
@@ -154,6 +159,8 @@ class Config:
     metadefs_dir: Path | None = None
     # Whose X-Forwarded-Proto and X-Forwarded-Host are believed, for links in answers.
     trusted_proxies: tuple[Network, ...] = ()
+    # Whether the Images API v1 is served, too.
+    v1: bool = True
     limits: Limits = field(default_factory=Limits)
 
 
@@ -178,7 +185,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
     """Check the decoded file; `base` is what relative paths start from."""
     _known(raw, "", TABLES)
     images, interzone, registry = (_table(raw, name) for name in ("images", "interzone", "registry"))
-    _known(images, "images.", {"listen", "public_url", "trusted_proxies", "metadefs_dir"})
+    _known(images, "images.", {"listen", "public_url", "trusted_proxies", "metadefs_dir", "v1"})
     _known(interzone, "interzone.", {"listen", "advertise"})
     _known(registry, "registry.", {"endpoints"})
     config = Config(
@@ -196,6 +203,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         protections=PropertyProtections(raw.get("property_protections", ())),
         metadefs_dir=base / _text(images, "metadefs_dir") if "metadefs_dir" in images else None,
         trusted_proxies=_networks(images, "trusted_proxies"),
+        v1=_truth(images, "images.v1", default=True),
         limits=_limits(_table(raw, "limits")),
     )
     _check_together(config)
@@ -260,6 +268,13 @@ def _name(raw: dict[str, Any], key: str) -> str:
     value = _text(raw, key)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
         raise ConfigError(f"{key} must be 1 to 63 letters, digits, '-', '_' or '.', the first no sign, not {value!r}")
+    return value
+
+
+def _truth(table: dict[str, Any], key: str, *, default: bool) -> bool:
+    value = table.get(key.rpartition(".")[2], default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key} must be true or false")
     return value
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from zonegw.errors import BadRequest, NotFound
-from zonegw.http_frame import OTHER_PATHS, Links, identity, json_response
+from zonegw.http_frame import OTHER_PATHS, OTHER_PATHS_BESIDE_V1, Links, identity, json_response
 from zonegw.images_schema import SCHEMAS
 from zonegw.metadefs import Metadefs
 from zonegw.policy import Policy
@@ -34,7 +34,7 @@ class Discovery:
         router.add_get("/v2/tasks/{id}", self.task, allow_head=False)
         router.add_get("/v2/metadefs/namespaces", self.namespaces, allow_head=False)
         router.add_get("/v2/metadefs/namespaces/{name}", self.namespace, allow_head=False)
-        router.add_route("*", OTHER_PATHS, self.choice)
+        router.add_route("*", OTHER_PATHS_BESIDE_V1 if self.versions_v1 else OTHER_PATHS, self.choice)
 
     # Versions.
 

@@ -6,9 +6,11 @@ starts, so that bytes which no image came to own are known as such after a crash
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from zonegw.config import Limits
 from zonegw.data_cache import DataCache, Fetch
@@ -45,29 +47,60 @@ class ImageData:
         images.is_uploading = self._uploading.__contains__
         images.on_garbage = self.wake
 
-    async def upload(self, request: Request, uuid: str, body: AsyncIterator[bytes], size: int | None) -> None:
-        """Store `body` as the image's data and acknowledge it as active; `size` is what the client announced."""
+    async def upload(
+        self, request: Request, uuid: str, body: AsyncIterator[bytes], size: int | None, md5: str | None = None
+    ) -> None:
+        """Store `body` as the image's data and acknowledge it as active; `size` and `md5` are what the client
+        announced."""
         uuid = uuid.lower()
         self._check_uploadable(self._images.writable(self._images.store.read(), request.who, uuid, "upload_image"))
+        image, position = await self._receive(
+            uuid, body, size, md5, lambda stored: self._activate(request, uuid, stored)
+        )
+        await self._images.settle(image, position)
+
+    async def create(
+        self, request: Request, attributes: dict[str, Any], properties: dict[str, str], body: AsyncIterator[bytes],
+        size: int | None, md5: str | None = None,
+    ) -> Image:  # fmt: skip
+        """A new image with a number and with data, as `upload` takes them: there is none before these are on the disk,
+        and none if they don't come whole."""
+        images, uuid = self._images, str(uuid4())
+        attributes = images.check_create(request.who, attributes, properties, [])
+        self._check_formats(attributes)
+        images.policy.require("upload_image", request.who, attributes | {"members": {}})
+        images.check_numbers(images.store.read())
+        image, position = await self._receive(
+            uuid, body, size, md5, lambda stored: self._create_active(request, uuid, attributes, properties, stored)
+        )
+        await images.settle(image, position)
+        return await images.show(request.who, uuid)
+
+    async def _receive(
+        self, uuid: str, body: AsyncIterator[bytes], size: int | None, md5: str | None,
+        own: Callable[[Stored], tuple[Image, int]],
+    ) -> tuple[Image, int]:  # fmt: skip
+        """Store `body`, then let `own` make it an image's; what ends this early leaves nothing behind."""
         if len(self._uploading) >= self._limits.uploads_max:
             raise Unavailable("too many uploads at once (limits.uploads_max)")
         self._uploading.add(uuid)
         key = mint_key()
         try:
             await self._note_upload(uuid, key)
-            stored = await self._store(key, body, size)
-            image, position = self._activate(request, uuid, stored)
+            return own(await self._store(key, body, size, md5))
         except BaseException:
             self._give_up(key)
             raise
         finally:
             self._uploading.discard(uuid)
-        await self._images.settle(image, position)
 
     @staticmethod
-    def _check_uploadable(image: Image, *, status: str = "queued") -> None:
+    def _check_formats(image: Image) -> None:
         if image["disk_format"] is None or image["container_format"] is None:
             raise BadRequest("Properties disk_format, container_format must be set prior to saving data.")
+
+    def _check_uploadable(self, image: Image, *, status: str = "queued") -> None:
+        self._check_formats(image)
         if image["status"] != status:
             raise Conflict(f"Image status transition from {image['status']} to saving is not allowed")
 
@@ -76,14 +109,33 @@ class ImageData:
             txn.put_row("uploads", key.encode(), {"uuid": uuid})
         await self._images.store.durable()
 
-    async def _store(self, key: str, body: AsyncIterator[bytes], size: int | None) -> Stored:
+    async def _store(self, key: str, body: AsyncIterator[bytes], size: int | None, md5: str | None) -> Stored:
         stored = await self._data.write(key, _bounded(body, self._limits.image_max_bytes))
-        if size is not None and stored.size != size:
-            raise BadRequest(f"Size mismatch: {size} bytes were announced, {stored.size} came; the image stays queued")
+        if size not in (None, stored.size):
+            raise BadRequest(
+                f"Size mismatch: {size} bytes were announced, {stored.size} came; nothing was kept of them"
+            )
+        if md5 not in (None, stored.md5):
+            raise BadRequest(
+                f"Checksum mismatch: md5 {md5} was announced, {stored.md5} came; nothing was kept of the data"
+            )
         return stored
 
     def _activate(self, request: Request, uuid: str, stored: Stored) -> tuple[Image, int]:
         """The image owns its bytes: one transaction with the pending write that makes it active."""
+        with self._images.store.transaction() as txn:
+            image = self._images.writable(txn, request.who, uuid, "upload_image")
+            self._check_uploadable(image, status="saving")  # another gateway's upload may have been first
+            return image, self._append_data(txn, request, image, stored)
+
+    def _create_active(
+        self, request: Request, uuid: str, attributes: dict[str, Any], properties: dict[str, str], stored: Stored
+    ) -> tuple[Image, int]:
+        with self._images.store.transaction(grows=True) as txn:
+            image = self._images.append_create(txn, request, uuid, attributes, properties, [], numbered=True)
+            return image, self._append_data(txn, request, image, stored)
+
+    def _append_data(self, txn: Txn, request: Request, image: Image, stored: Stored) -> int:
         values = {
             "status": "active", "size": stored.size, "checksum": stored.md5, "os_hash_algo": "sha512",
             "os_hash_value": stored.sha512,
@@ -92,14 +144,10 @@ class ImageData:
             "zone": self._images.zone, "store": DEFAULT_STORE, "key": stored.key, "size": stored.size,
             "md5": stored.md5, "sha512": stored.sha512, "status": "active",
         }  # fmt: skip
-        with self._images.store.transaction() as txn:
-            image = self._images.writable(txn, request.who, uuid, "upload_image")
-            self._check_uploadable(image, status="saving")  # another gateway's upload may have been first
-            position = self._images.append_update(
-                txn, request, image, Changes(values), add_locations=[location], conditional=False
-            )
-            txn.delete("uploads", stored.key.encode())
-        return image, position
+        txn.delete("uploads", stored.key.encode())
+        return self._images.append_update(
+            txn, request, image, Changes(values), add_locations=[location], conditional=False
+        )
 
     def _give_up(self, key: str) -> None:
         """An upload ended without an owner for its bytes."""

@@ -5,7 +5,8 @@ go on. Between chunks of rows other requests get their turn; every chunk is read
 """
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zonegw import listing, visibility
@@ -13,7 +14,7 @@ from zonegw.errors import BadRequest
 from zonegw.identity import Identity
 from zonegw.image_query import ListQuery
 from zonegw.images import Image, Images
-from zonegw.store import Txn
+from zonegw.store import Txn, u64
 
 # Behind every place that begins with a value: creation time and UUID are shorter.
 _BEHIND_ALL = b"\xff" * 25
@@ -21,10 +22,12 @@ _BEHIND_ALL = b"\xff" * 25
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Images in order; `next_marker` is where the next page starts, None behind the last."""
+    """Images in order; `next_marker` is where the next page starts, None behind the last, and `end` its place in the
+    index that was walked."""
 
     images: list[Image]
     next_marker: str | None
+    end: bytes | None = None
 
 
 async def page(images: Images, who: Identity, query: ListQuery) -> Page:
@@ -32,7 +35,21 @@ async def page(images: Images, who: Identity, query: ListQuery) -> Page:
     images.policy.require("get_images", who)
     found = await _collect(images, who, query)
     await images.store.durable()
-    return Page([images.readable(who, images.present(image)) for image in found.images], found.next_marker)
+    return Page([images.readable(who, images.present(image)) for image in found.images], found.next_marker, found.end)
+
+
+async def full_page(images: Images, who: Identity, query: ListQuery) -> list[Image]:
+    """One page that is short only behind the last image, as clients need it that take a short one for the last.
+    Raises BadRequest where too many images have to be looked through."""
+    found: list[Image] = []
+    for _ in range(images.limits.list_full_scans_max):
+        part = await page(images, who, replace(query, limit=query.limit - len(found)))
+        found += part.images
+        if part.next_marker is None or len(found) >= query.limit:
+            return found
+        marker = part.next_marker if part.end is None else None
+        query = replace(query, marker=marker, marker_number=None, after=part.end)
+    raise BadRequest("too few images match among too many: ask by name, by owner, or in another order")
 
 
 async def _collect(images: Images, who: Identity, query: ListQuery) -> Page:
@@ -62,6 +79,8 @@ def index_for(query: ListQuery) -> tuple[str, bytes, bool] | None:
     images of one name in the order of their creation.
     """
     keys, descending = [key for key, _ in query.sort], query.sort[0][1]
+    if keys[0] == "number":
+        return "number", b"", descending
     if any(backwards != descending for _, backwards in query.sort):
         return None
     value = b""
@@ -75,7 +94,7 @@ def index_for(query: ListQuery) -> tuple[str, bytes, bool] | None:
 
 def scopes_for(who: Identity, query: ListQuery) -> list[bytes]:
     """The indexes that hold every image that may be listed."""
-    if who.is_admin:
+    if who.is_admin and not query.as_project:
         return [listing.ALL] if query.owner is None else [listing.owner_scope(query.owner)]
     own = listing.owner_scope(who.project)
     if query.owner == who.project:
@@ -91,11 +110,14 @@ def scopes_for(who: Identity, query: ListQuery) -> list[bytes]:
 
 
 def _marked(images: Images, txn: Txn, who: Identity, query: ListQuery) -> Image | None:
-    if query.marker is None:
+    if query.marker_number is not None:
+        image = images.catalogue.by_number(txn, query.marker_number)
+    elif query.marker is not None:
+        image = images.catalogue.get(txn, query.marker)
+    else:
         return None
-    image = images.catalogue.get(txn, query.marker)
     if image is None or not visibility.may_see(who, image):
-        raise BadRequest(f"Marker {query.marker} is not the ID of an image that you can see")
+        raise BadRequest(f"Marker {query.marker or query.marker_number} is not the ID of an image that you can see")
     return image
 
 
@@ -105,12 +127,12 @@ async def _walked_page(
     """A page in the order of an index: straight from it."""
     txn = images.store.read()
     mark = _marked(images, txn, who, query)
-    after = listing.place(mark, sort) if mark else None
+    after = _place(mark, sort) if mark else query.after
     found: list[Image] = []
     scanned = 0
     while True:
         rows = 0
-        walker = listing.walk(txn, scopes, sort, reverse=reverse, after=after, value=value)
+        walker = _walk(images, txn, scopes, sort, reverse=reverse, after=after, value=value)
         for place, uuid in walker:
             after = place
             rows += 1
@@ -118,7 +140,7 @@ async def _walked_page(
             if image is not None:
                 found.append(image)
             if len(found) >= query.limit or scanned + rows >= images.limits.list_scan_max:
-                return Page(found, uuid)
+                return Page(found, uuid, place)
             if rows >= images.limits.list_chunk_rows:
                 break
         else:
@@ -129,6 +151,19 @@ async def _walked_page(
         txn = images.store.read()
 
 
+def _walk(
+    images: Images, txn: Txn, scopes: list[bytes], sort: str, *, reverse: bool, after: bytes | None, value: bytes
+) -> Iterator[tuple[bytes, str]]:
+    """(place, UUID) in order; the numbers' own table knows no scopes."""
+    if sort == "number":
+        return images.catalogue.walk_numbers(txn, reverse=reverse, after=after)
+    return listing.walk(txn, scopes, sort, reverse=reverse, after=after, value=value)
+
+
+def _place(image: Image, sort: str) -> bytes:
+    return u64(image["number"] or 0) if sort == "number" else listing.place(image, sort)
+
+
 def _listed(images: Images, txn: Txn, who: Identity, query: ListQuery, uuid: str) -> Image | None:
     image = images.catalogue.get(txn, uuid)
     if image is None or not visibility.may_see(who, image) or not query.matches(image):
@@ -137,52 +172,55 @@ def _listed(images: Images, txn: Txn, who: Identity, query: ListQuery, uuid: str
 
 
 async def _sorted_page(images: Images, who: Identity, query: ListQuery, scopes: list[bytes]) -> Page:
-    """A page in an order that no index has: images with an equal first value are put in order in memory."""
+    """A page in an order that no index has: images are read by the first key, as many as the page takes and those that
+    are equal to the last of them, and put in order in memory."""
     txn = images.store.read()
     mark = _marked(images, txn, who, query)
     start = _before_group_of(mark, query) if mark else None
     found: list[Image] = []
     scanned = 0
     while True:
-        rows, group = _group(images, txn, query, scopes, start)
-        ordered = put_in_order([image for image in group if visibility.may_see(who, image)], query.sort)
+        read = _whole_groups(images, txn, query, scopes, start)
+        ordered = put_in_order([image for image in read if visibility.may_see(who, image)], query.sort)
         ids = [image["uuid"] for image in ordered]
         if mark is not None and mark["uuid"] in ids:
             ordered = ordered[ids.index(mark["uuid"]) + 1 :]
         found += [image for image in ordered if query.matches(image)]
         if len(found) >= query.limit:
             return Page(found[: query.limit], found[query.limit - 1]["uuid"])
-        if not group:
+        if not read:
             return Page(found, None)
-        scanned += rows
-        if scanned >= images.limits.list_scan_max and ids and ids[-1] != query.marker:
+        scanned += len(read)
+        if scanned >= images.limits.list_scan_max and ids and (mark is None or ids[-1] != mark["uuid"]):
             return Page(found, ids[-1])
-        start = _behind_group_of(group[0], query)
+        start = _behind_group_of(read[-1], query)
         await asyncio.sleep(0)
         txn = images.store.read()
 
 
-def _group(
-    images: Images, txn: Txn, query: ListQuery, scopes: list[bytes], start: bytes | None
-) -> tuple[int, list[Image]]:
-    """(rows read, images) of the next equal first sort value behind `start`; no image behind the last."""
+def _whole_groups(images: Images, txn: Txn, query: ListQuery, scopes: list[bytes], start: bytes | None) -> list[Image]:
+    """The next images behind `start`, all of those with an equal first sort value or none; none behind the last."""
     sort, reverse = query.sort[0]
-    group: list[Image] = []
-    rows = 0
+    wanted = min(query.limit, images.limits.list_chunk_rows)
+    found: list[Image] = []
+    current, equal = None, 0
     for _, uuid in listing.walk(txn, scopes, sort, reverse=reverse, after=start):
         image = images.catalogue.get(txn, uuid)
         if image is None:
             continue
-        if group and listing.sort_value(image, sort) != listing.sort_value(group[0], sort):
-            break
-        rows += 1
-        group.append(image)
-        if rows > images.limits.list_group_max:
+        value = listing.sort_value(image, sort)
+        if value != current:
+            if len(found) >= wanted:
+                break
+            current, equal = value, 0
+        equal += 1
+        found.append(image)
+        if equal > images.limits.list_group_max:
             raise BadRequest(
                 f"more than {images.limits.list_group_max} images are equal in {sort}: sort by another key first, or "
                 "by created_at behind it in the same direction"
             )
-    return rows, group
+    return found
 
 
 def _before_group_of(image: Image, query: ListQuery) -> bytes:

@@ -31,16 +31,22 @@ OPERATORS: dict[str, Callable[[int, int], bool]] = {
 
 @dataclass(slots=True)
 class ListQuery:
-    """A checked list query; `sort` is [(key, descending)], every predicate must hold."""
+    """A checked list query; `sort` is [(key, descending)], every predicate must hold. v1 alone sorts by `number`."""
 
     limit: int
     marker: str | None = None
+    # The marker by its image number instead.
+    marker_number: int | None = None
+    # A place of the order to go on behind, whose image need not be there any more, nor be visible.
+    after: bytes | None = None
     sort: list[tuple[str, bool]] = field(default_factory=list)
     visibility: str | None = None
     owner: str | None = None
     number: int | None = None
     # What the projects of other owners' shared images answered, for those images to be listed.
     member_statuses: tuple[str, ...] = ("accepted",)
+    # For an administrator: what any other of the project would list.
+    as_project: bool = False
     name: str | None = None
     predicates: list[Predicate] = field(default_factory=list)
 

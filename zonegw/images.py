@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from zonegw import overlay, visibility
 from zonegw.catalogue import Catalogue
 from zonegw.config import Limits
-from zonegw.errors import BadRequest, BodyTooLarge, Conflict, Degraded, Forbidden, NotFound
+from zonegw.errors import BadRequest, BodyTooLarge, Conflict, Degraded, Forbidden, NotFound, Unavailable
 from zonegw.id_pool import IdPool
 from zonegw.identity import Identity
 from zonegw.policy import Policy
@@ -143,28 +143,53 @@ class Images:
         attributes: dict[str, Any],
         properties: dict[str, str],
         tags: list[str],
+        *,
+        numbered: bool = False,
     ) -> Image:
-        """Acknowledge a new image: ID taken, write queued, overlay laid, in one durable transaction."""
-        who = request.who
+        """Acknowledge a new image: ID taken, write queued, overlay laid, in one durable transaction. Raises Unavailable
+        where one that has to be `numbered` can't be."""
+        attributes = self.check_create(request.who, attributes, properties, tags)
+        with self.store.transaction(grows=True) as txn:
+            image = self.append_create(
+                txn, request, uuid or str(uuid4()), attributes, properties, tags, numbered=numbered
+            )
+        await self._acknowledged()
+        return image
+
+    def check_create(
+        self, who: Identity, attributes: dict[str, Any], properties: dict[str, str], tags: list[str]
+    ) -> dict[str, Any]:
+        """The attributes of a new image with those that were left out. Raises what a create of it would."""
         attributes = {**WRITABLE, "owner": who.project} | attributes
         check_attributes(attributes, properties, tags, self.limits)
         self._may_create(who, attributes, properties)
-        uuid = uuid or str(uuid4())
-        with self.store.transaction(grows=True) as txn:
-            if self.catalogue.known(txn, uuid):
-                raise Conflict(f"Image ID {uuid} already exists!")
-            command: dict[str, Any] = {
-                "op": "create_image", "actor": self._actor(request), "uuid": uuid, "attributes": attributes,
-                "properties": properties, "tags": tags, "home_zone": self.zone, "created_at": self.catalogue.now_us(),
-            }  # fmt: skip
-            number = self.ids.take(txn)
-            if number is not None:
-                command["number"] = number
-            position = self.queue.append(txn, uuid, command)
-            image = overlay.initial(command)
-            self.catalogue.lay(txn, uuid, {"position": position, "kind": "create", "image": image})
-        await self._acknowledged()
+        return attributes
+
+    def append_create(
+        self, txn: Txn, request: Request, uuid: str, attributes: dict[str, Any], properties: dict[str, str],
+        tags: list[str], *, numbered: bool = False,
+    ) -> Image:  # fmt: skip
+        """Queue a create that was checked, and lay it."""
+        if self.catalogue.known(txn, uuid):
+            raise Conflict(f"Image ID {uuid} already exists!")
+        command: dict[str, Any] = {
+            "op": "create_image", "actor": self._actor(request), "uuid": uuid, "attributes": attributes,
+            "properties": properties, "tags": tags, "home_zone": self.zone, "created_at": self.catalogue.now_us(),
+        }  # fmt: skip
+        if numbered:
+            self.check_numbers(txn)
+        number = self.ids.take(txn)
+        if number is not None:
+            command["number"] = number
+        position = self.queue.append(txn, uuid, command)
+        image = overlay.initial(command)
+        self.catalogue.lay(txn, uuid, {"position": position, "kind": "create", "image": image})
         return image
+
+    def check_numbers(self, txn: Txn) -> None:
+        """Raises Unavailable while no image number is on hand."""
+        if not self.ids.on_hand(txn):
+            raise Unavailable("this zone has no image numbers left until it reaches the registry; nothing was kept")
 
     def _may_create(self, who: Identity, attributes: dict[str, Any], properties: dict[str, str]) -> None:
         self.policy.require("add_image", who, attributes)

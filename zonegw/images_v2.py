@@ -1,7 +1,5 @@
 """Images API v2 over HTTP: a thin translation between requests and use cases."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -10,8 +8,8 @@ from aiohttp import web
 
 from zonegw import image_list, image_query
 from zonegw.config import Limits
-from zonegw.errors import BadRequest, Unavailable, UnsupportedMediaType
-from zonegw.file_response import send_file, send_stream
+from zonegw.data_transfer import Downloads, received
+from zonegw.errors import BadRequest, UnsupportedMediaType
 from zonegw.http_frame import OCTETS, Links, asking, identity, json_body, json_response
 from zonegw.image_data import ImageData
 from zonegw.image_patch import parse_create, parse_patch
@@ -28,7 +26,7 @@ class ImagesV2:
     limits: Limits
     zone: str
     links: Links
-    downloads: int = 0
+    downloads: Downloads
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         router.add_get("/v2/images", self.list, allow_head=False)
@@ -95,7 +93,7 @@ class ImagesV2:
     async def upload(self, request: web.Request) -> web.Response:
         if request.content_type != OCTETS:
             raise UnsupportedMediaType(f"send image data as {OCTETS}, not {request.content_type}")
-        body = _received(request, self.limits)
+        body = received(request, self.limits)
         await self.data.upload(asking(request), request.match_info["id"], body, _announced_size(request))
         return web.Response(status=204)
 
@@ -103,20 +101,10 @@ class ImagesV2:
         source = await self.data.source(identity(request), request.match_info["id"])
         if source is None:
             return web.Response(status=204)
-        if self.downloads >= self.limits.downloads_max:
-            raise Unavailable("too many downloads at once (limits.downloads_max)")
         headers = {"Content-Type": OCTETS}
         if source.image["checksum"]:
             headers["Content-MD5"] = source.image["checksum"]
-        self.downloads += 1
-        try:
-            if source.file is not None:
-                return await send_file(request, source.file, headers, self.limits)
-            if source.fetch is None:
-                raise AssertionError("a source has a file or a fetch")
-            return await send_stream(request, source.fetch.size, headers, source.fetch.read, self.limits)
-        finally:
-            self.downloads -= 1
+        return await self.downloads.send(request, source, headers)
 
 
 def _link(pairs: list[tuple[str, str]]) -> str:
@@ -131,16 +119,3 @@ def _announced_size(request: web.Request) -> int | None:
     if not (text.isascii() and text.isdigit()):
         raise BadRequest(f"x-openstack-image-size must be a whole number, not {text!r}")
     return int(text)
-
-
-async def _received(request: web.Request, limits: Limits) -> AsyncIterator[bytes]:
-    """The body as it comes; a client that goes silent is given up."""
-    while True:
-        try:
-            async with asyncio.timeout(limits.upload_idle_max_s):
-                piece = await request.content.readany()
-        except TimeoutError:
-            raise BadRequest(f"no data came for {limits.upload_idle_max_s} s; the image stays queued") from None
-        if not piece:
-            return
-        yield piece

@@ -9,12 +9,13 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from zonegw import metadefs, store_identity, tls
+from zonegw import images_v1, metadefs, store_identity, tls
 from zonegw.auth import Authenticator
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
 from zonegw.data_cache import DataCache
 from zonegw.data_stores.filesystem import FilesystemStore
+from zonegw.data_transfer import Downloads
 from zonegw.discovery import Discovery
 from zonegw.drainer import Drainer
 from zonegw.feed_consumer import FeedConsumer
@@ -22,6 +23,7 @@ from zonegw.http_frame import Links, answering, identifying
 from zonegw.id_pool import IdPool
 from zonegw.image_data import ImageData
 from zonegw.images import Images
+from zonegw.images_v1 import ImagesV1
 from zonegw.images_v2 import ImagesV2
 from zonegw.images_v2_sharing import SharingV2
 from zonegw.interzone import InterzoneClient, build_app
@@ -179,9 +181,16 @@ class Gateway:
         )
         app.on_response_prepare.append(stamp)
         links = Links(self.config.public_url, self.config.trusted_proxies)
-        ImagesV2(self.images, self.image_data, limits, self.config.zone, links).add_routes(app.router)
-        SharingV2(self.images, Members(self.images)).add_routes(app.router)
-        Discovery(links, self.config.policy, self.metadefs).add_routes(app.router)
+        downloads = Downloads(limits)
+        ImagesV2(self.images, self.image_data, limits, self.config.zone, links, downloads).add_routes(app.router)
+        members = Members(self.images)
+        SharingV2(self.images, members).add_routes(app.router)
+        if self.config.v1:
+            ImagesV1(
+                self.images, self.image_data, members, limits, self.config.zone, downloads, self.metrics
+            ).add_routes(app.router)
+        versions_v1 = images_v1.VERSIONS if self.config.v1 else ()
+        Discovery(links, self.config.policy, self.metadefs, versions_v1).add_routes(app.router)
         app.router.add_get("/healthcheck", self._healthcheck)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/zonegw/v1/status", self._status)

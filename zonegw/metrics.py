@@ -1,5 +1,6 @@
 """Prometheus metrics of a gateway; gauges are set from the status when they are asked for."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,18 +25,35 @@ _GAUGES = {
 }
 
 
+# The name of a client's program, at the beginning of its User-Agent.
+_PRODUCT = re.compile(r"[A-Za-z0-9._-]{1,40}")
+
+
 class GatewayMetrics:
     """The metrics of one gateway."""
 
     def __init__(self) -> None:
+        self._user_agents: set[str] = set()
         self._registry = own = CollectorRegistry()
         self.requests = Counter("zonegw_requests", "Requests by route and status", ["route", "status"], registry=own)
+        self.v1_requests = Counter(
+            "zonegw_images_v1_requests", "Requests to the Images API v1 by client program", ["user_agent"], registry=own
+        )
         self.commits = Histogram(
             "zonegw_commit_seconds", "Time of a durable commit", registry=own,
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
         )  # fmt: skip
         self.drained = Counter("zonegw_drained", "Pending writes by the registry's verdict", ["verdict"], registry=own)
         self._gauges = {name: Gauge(f"zonegw_{name}", text, registry=own) for name, text in _GAUGES.items()}
+
+    def count_v1(self, user_agent: str, programs_max: int) -> None:
+        """A request to the Images API v1, by the client's program, of which `programs_max` are told apart."""
+        product = _PRODUCT.match(user_agent)
+        name = product[0] if product else "unknown"
+        if name not in self._user_agents and len(self._user_agents) >= programs_max:
+            name = "other"
+        self._user_agents.add(name)
+        self.v1_requests.labels(name).inc()
 
     def render(self, values: Mapping[str, Any]) -> bytes:
         """The text format; `values` by the names above."""

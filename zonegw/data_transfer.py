@@ -1,0 +1,47 @@
+"""Image data over HTTP, in both directions, as both versions of the Images API move it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from zonegw.config import Limits
+from zonegw.errors import BadRequest, Unavailable
+from zonegw.file_response import send_file, send_stream
+from zonegw.image_data import Source
+
+
+@dataclass(slots=True)
+class Downloads:
+    """Answers with an image's bytes, at most `downloads_max` of them at a time."""
+
+    limits: Limits
+    running: int = 0
+
+    async def send(self, request: web.Request, source: Source, headers: dict[str, str]) -> web.StreamResponse:
+        """Raises Unavailable where too many are under way."""
+        if self.running >= self.limits.downloads_max:
+            raise Unavailable("too many downloads at once (limits.downloads_max)")
+        self.running += 1
+        try:
+            if source.file is not None:
+                return await send_file(request, source.file, headers, self.limits)
+            if source.fetch is None:
+                raise AssertionError("a source has a file or a fetch")
+            return await send_stream(request, source.fetch.size, headers, source.fetch.read, self.limits)
+        finally:
+            self.running -= 1
+
+
+async def received(request: web.Request, limits: Limits) -> AsyncIterator[bytes]:
+    """The body as it comes; a client that goes silent is given up."""
+    while True:
+        try:
+            async with asyncio.timeout(limits.upload_idle_max_s):
+                piece = await request.content.readany()
+        except TimeoutError:
+            raise BadRequest(f"no data came for {limits.upload_idle_max_s} s; nothing was kept of them") from None
+        if not piece:
+            return
+        yield piece

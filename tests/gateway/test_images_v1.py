@@ -191,6 +191,26 @@ async def test_protected_images_stay_and_others_images_are_not_changed(zone: Zon
     assert await zone.status("DELETE", "/v1/images/41", user="root") == 200
 
 
+async def test_anothers_private_image_has_no_number_that_a_tenant_can_find(zone: Zone) -> None:
+    await create(zone, b"secret", name="secret")
+    member = "/v1/images/41/members/other"
+    for method, path, body in (
+        ("HEAD", "/v1/images/41", None),
+        ("GET", "/v1/images/41", None),
+        ("PUT", "/v1/images/41", b"x"),
+        ("DELETE", "/v1/images/41", None),
+        ("GET", "/v1/images/41/members", None),
+        ("PUT", "/v1/images/41/members", b'{"memberships": [{"member_id": "other"}]}'),
+        ("PUT", member, None),
+        ("DELETE", member, None),
+    ):
+        assert await zone.status(method, path, user="bob", headers=OCTETS, data=body) == 404, (method, path)
+        assert await zone.status(method, path.replace("41", "999"), user="bob", headers=OCTETS, data=body) == 404
+    for query in ("", "?sort_key=id", "?name=secret", "?owner=demo", "?is_public=None", "?status=active"):
+        assert await names(zone, query, user="bob") == []
+    assert await names(zone) == ["secret"]
+
+
 async def test_what_is_no_number_is_not_found_and_other_methods_are_not_allowed(zone: Zone) -> None:
     await create(zone)
     for text in ("x", "0", "-41", "41.0", "²", "9" * 30, "7ed3bc2c-4f0c-4d8e-9f25-0c6b1a5e7d10"):

@@ -150,6 +150,17 @@ class Catalogue:
         self._save(txn, key, row, before, reached=change["revision"])
         return known if change.get("deleted") else None
 
+    def removed_locations(self, txn: Txn, change: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a change that is about to be applied takes from the locations of its image: said explicitly, never by
+        an image's absence."""
+        if change.get("deleted") or "locations" not in change.get("changed", ()):
+            return []
+        known = self._registered(txn, key_of(change["uuid"]))
+        if known is None or known["version"] >= change["image"]["version"]:
+            return []
+        kept = {location["key"] for location in change["image"]["locations"]}
+        return [location for location in known["locations"] if location["key"] not in kept]
+
     def put_bootstrapped(self, txn: Txn, image: Image) -> None:
         """Take one image of a bootstrap; merged by version."""
         key = key_of(image["uuid"])

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from zonegw import import_rules
 from zonegw.errors import ConfigError
+from zonegw.import_rules import ImportRules
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
 
@@ -112,6 +114,32 @@ class Limits:
     fetch_idle_max_s: float = 10
     fetch_attempts_max: int = 5
     interzone_streams_max: int = 128
+    # How long another zone may take to bring the last bytes to its disk, which a slow one does in one fsync.
+    interzone_put_wait_max_s: float = 300
+    # How long a zone that holds a copy which nobody owns is left alone after it could not be reached.
+    far_garbage_retry_s: float = 30
+    # A zone that answers is near; a list of stores must not wait for one that does not, and asks each once in a while.
+    store_probe_max_s: float = 1.5
+    store_probe_keep_s: float = 5
+
+    # Imports. Each one that runs fills a disk or a link: a few at a time, the others wait in the order they came.
+    imports_running_max: int = 4
+    imports_pending_max: int = 256
+    # A job that ends the process each time it runs must not do so for ever.
+    import_starts_max: int = 3
+    # What is known of an import that is over; the number bounds memory.
+    import_results_keep_h: float = 48
+    import_results_max: int = 1000
+    # Images with bytes that wait for their import, and how long they may: as long as drained writes are kept.
+    staged_images_max: int = 1000
+    staged_keep_h: float = 7 * 24
+    # web-download: a source without progress is given up, one that drips is too, in the end.
+    web_idle_max_s: float = 30
+    web_download_max_s: float = 24 * 3600
+    web_redirects_max: int = 5
+    web_uri_max_chars: int = 2048
+    # Images that are added up for the usage of one project; above, the answer is a lower bound.
+    usage_images_max: int = 100_000
 
     # Client programs told apart in the metrics of v1; the others are counted together.
     v1_user_agents_max: int = 32
@@ -157,6 +185,7 @@ class Config:
     policy: Policy = field(default_factory=Policy)
     protections: PropertyProtections = field(default_factory=PropertyProtections)
     metadefs_dir: Path | None = None
+    imports: ImportRules = field(default_factory=ImportRules)
     # Whose X-Forwarded-Proto and X-Forwarded-Host are believed, for links in answers.
     trusted_proxies: tuple[Network, ...] = ()
     # Whether the Images API v1 is served, too.
@@ -166,7 +195,7 @@ class Config:
 
 TABLES = {
     "zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "policy", "property_protections",
-    "limits",
+    "import", "limits",
 }  # fmt: skip
 
 
@@ -202,6 +231,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         policy=Policy(_table(raw, "policy")),
         protections=PropertyProtections(raw.get("property_protections", ())),
         metadefs_dir=base / _text(images, "metadefs_dir") if "metadefs_dir" in images else None,
+        imports=import_rules.parse(_table(raw, "import")),
         trusted_proxies=_networks(images, "trusted_proxies"),
         v1=_truth(images, "images.v1", default=True),
         limits=_limits(_table(raw, "limits")),

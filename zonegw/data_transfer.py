@@ -11,6 +11,9 @@ from zonegw.errors import BadRequest, Unavailable
 from zonegw.file_response import send_file, send_stream
 from zonegw.image_data import Source
 
+# Chooses the store that data are uploaded to.
+STORE_HEADER = "X-Image-Meta-Store"
+
 
 @dataclass(slots=True)
 class Downloads:
@@ -45,3 +48,13 @@ async def received(request: web.Request, limits: Limits) -> AsyncIterator[bytes]
         if not piece:
             return
         yield piece
+
+
+def announced_size(request: web.Request) -> int | None:
+    """Size that the client says the data has: glanceclient and the SDK send it beside a chunked body."""
+    text = request.headers.get("x-openstack-image-size")
+    if text is None:
+        return request.content_length
+    if not (text.isascii() and text.isdigit()):
+        raise BadRequest(f"x-openstack-image-size must be a whole number, not {text!r}")
+    return int(text)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from zonegw.catalogue import Catalogue, Position
 from zonegw.config import Limits
 from zonegw.errors import FeedGone, RegistryAway, RegistryRefused, StorageFull
-from zonegw.store import Store
+from zonegw.store import Store, Txn
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ class FeedConsumer:
         self._moved = asyncio.Event()
         self.on_current: Callable[[], None] = lambda: None
         self.on_zone_changed: Callable[[], None] = lambda: None
+        # Gets the locations that a change took from an image, in the transaction of the change.
+        self.on_removed: Callable[[Txn, list[dict[str, Any]]], None] = lambda txn, locations: None
         self.on_bootstrapped: Callable[[], None] = lambda: None
         # What an epoch lost is laid over the catalogue before its bootstrap takes it from there.
         self.may_enter: Callable[[int], bool] = lambda _epoch: True
@@ -116,9 +118,12 @@ class FeedConsumer:
         if message["type"] == "heartbeat":
             self._heard(message)
 
-    def _apply(self, txn: Any, message: dict[str, Any]) -> dict[str, Any] | None:
+    def _apply(self, txn: Txn, message: dict[str, Any]) -> dict[str, Any] | None:
         if message["type"] != "change" or message.get("kind") != "image":
             return None
+        removed = self._catalogue.removed_locations(txn, message)
+        if removed:
+            self.on_removed(txn, removed)
         return self._catalogue.apply_change(txn, message)
 
     def _heard(self, message: dict[str, Any]) -> None:

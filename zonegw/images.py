@@ -94,7 +94,10 @@ class Images:
         self.limits = limits
         self.registry: Registry | None = None
         self.is_uploading: Callable[[str], bool] = lambda uuid: False
+        # What imports add to an image: its state here, which the registry does not know.
+        self.importing: Callable[[Image], Image] = lambda image: image
         self.on_garbage: Callable[[], None] = lambda: None
+        self.on_delete: Callable[[Txn, str], None] = lambda txn, uuid: None
 
     # Reads.
 
@@ -129,10 +132,10 @@ class Images:
         return image if properties is image["properties"] else image | {"properties": properties}
 
     def present(self, image: Image) -> Image:
-        """An image with its upload's state in it."""
+        """An image with the state of its upload or import in it."""
         if image["status"] == "queued" and self.is_uploading(image["uuid"]):
             return image | {"status": "saving"}
-        return image
+        return self.importing(image)
 
     # Create.
 
@@ -303,6 +306,7 @@ class Images:
             position = self._append(txn, image["uuid"], command, {"kind": "delete"})
             if unsent:
                 self.discard_bytes(txn, image["locations"])
+            self.on_delete(txn, image["uuid"])
         self.on_garbage()
         await self.settle(image, position)
 
@@ -314,10 +318,14 @@ class Images:
         return write is not None and write.sequence is None and not write.reoffered
 
     def discard_bytes(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
-        """List own bytes of a deleted image for removal; durable, so that a crash can't leak them."""
+        """List bytes that no image owns any more for removal, durably, so that a crash can't leak them. Another zone is
+        asked to drop what was put there from here; what its own images own it keeps."""
         for location in locations:
+            key = location["key"].encode()
             if location["zone"] == self.zone:
-                txn.put_row("garbage", location["key"].encode(), {"since_us": self.catalogue.now_us()})
+                txn.put_row("garbage", key, {"since_us": self.catalogue.now_us()})
+            elif location["zone"] is not None:
+                txn.put_row("far_garbage", key, {"zone": location["zone"]})
 
     def writable(self, txn: Txn, who: Identity, uuid: str, action: str = "modify_image") -> Image:
         """The image, if `who` may do `action` with it now. Raises NotFound, Forbidden, Degraded."""

@@ -4,11 +4,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from zonegw.images import CONTAINER_FORMATS, DISK_FORMATS, VISIBILITIES
+from zonegw.stores import store_name
 
 Image = dict[str, Any]
 
 # Attributes of ours are base properties under this prefix: clients then never copy them into new images.
 RESERVED_PREFIX = "os_glance_"
+# On an image whose data are being imported, or were not imported everywhere (`imports`).
+IMPORT_STATE = ("os_glance_importing_to_stores", "os_glance_failed_import")
 IMAGE_STATUSES = (
     "queued",
     "saving",
@@ -57,6 +60,8 @@ IMAGE_PROPERTIES: dict[str, dict[str, Any]] = {
     "locations": {"type": "array", "items": {"type": "object"}, "description": "Locations of the data, where shown"},
     "os_glance_v1_id": _read_only(["null", "integer"], "The image number: the integer ID of the Images API v1"),
     "os_glance_home_zone": _read_only(["null", "string"], "Zone whose gateways may change the image while cut off"),
+    "os_glance_importing_to_stores": _read_only("string", "Stores that the data are being imported to"),
+    "os_glance_failed_import": _read_only("string", "Stores that the last import failed for"),
     "os_glance_parked": _read_only("boolean", "True when the registry refused the image: only this zone knows it"),
 }
 # What a client may never send; anything else under the reserved prefix neither.
@@ -168,12 +173,9 @@ def present(image: Image) -> dict[str, Any]:
         "os_glance_v1_id": image["number"], "os_glance_home_zone": image["home_zone"],
         "os_glance_parked": bool(image.get("parked")),
     }  # fmt: skip
+    for name in IMPORT_STATE:
+        if name in image:
+            shown[name] = image[name]
     if image["locations"]:
-        shown["stores"] = ",".join(dict.fromkeys(_store(location) for location in image["locations"]))
+        shown["stores"] = ",".join(dict.fromkeys(store_name(location) for location in image["locations"]))
     return shown
-
-
-def _store(location: dict[str, Any]) -> str:
-    """A location as the API names stores: the zone, with the store's name unless it is the default."""
-    zone, store = location["zone"], location["store"]
-    return str(zone) if store == "default" else f"{zone}.{store}"

@@ -20,6 +20,7 @@ from zonegw.image_data import ImageData
 from zonegw.images import Image, Images
 from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
+from zonegw.stores import Stores
 from zonegw.v1_headers import Meta
 
 VERSIONS = ("v1.1", "v1.0")
@@ -35,7 +36,7 @@ class ImagesV1:
     data: ImageData
     members: Members
     limits: Limits
-    zone: str
+    stores: Stores
     downloads: Downloads
     metrics: GatewayMetrics
 
@@ -98,7 +99,8 @@ class ImagesV1:
             image = await self.images.create(asking(request), None, attributes, properties, [], numbered=True)
         else:
             size = _announced_size(request, meta)
-            image = await self.data.create(asking(request), attributes, properties, body, size, meta.checksum)
+            given = (body, size, meta.checksum, meta.store)
+            image = await self.data.create(asking(request), attributes, properties, *given)
         return _answer(image, status=201)
 
     async def update(self, request: web.Request) -> web.StreamResponse:
@@ -112,7 +114,7 @@ class ImagesV1:
         image = await self.images.update(asking(request), image["uuid"], changes)
         if body is not None:
             size = _announced_size(request, meta)
-            await self.data.upload(asking(request), image["uuid"], body, size, meta.checksum)
+            await self.data.upload(asking(request), image["uuid"], body, size, meta.checksum, meta.store)
             image = await self.images.show(identity(request), image["uuid"])
         return _answer(image)
 
@@ -130,8 +132,7 @@ class ImagesV1:
         meta = v1_headers.from_headers(request.headers.items())
         if meta.source is not None:
             raise BadRequest(f"{meta.source} is not taken here: send the image's data, or import them with the API v2")
-        if meta.store not in (None, self.zone):
-            raise BadRequest(f"x-image-meta-store: there is no store {meta.store!r:.60}; the one here is {self.zone}")
+        self.stores.choose(meta.store)  # also where no data come
         return meta
 
     async def _body(self, request: web.Request) -> AsyncIterator[bytes] | None:

@@ -1,5 +1,6 @@
 """Images API v2 over HTTP: a thin translation between requests and use cases."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -8,8 +9,8 @@ from aiohttp import web
 
 from zonegw import image_list, image_query
 from zonegw.config import Limits
-from zonegw.data_transfer import Downloads, received
-from zonegw.errors import BadRequest, UnsupportedMediaType
+from zonegw.data_transfer import STORE_HEADER, Downloads, announced_size, received
+from zonegw.errors import UnsupportedMediaType
 from zonegw.http_frame import OCTETS, Links, asking, identity, json_body, json_response
 from zonegw.image_data import ImageData
 from zonegw.image_patch import parse_create, parse_patch
@@ -24,9 +25,10 @@ class ImagesV2:
     images: Images
     data: ImageData
     limits: Limits
-    zone: str
     links: Links
     downloads: Downloads
+    # Tell the answer to a create which import methods and stores there are.
+    import_headers: Callable[[], dict[str, str]]
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         router.add_get("/v2/images", self.list, allow_head=False)
@@ -36,19 +38,6 @@ class ImagesV2:
         router.add_delete("/v2/images/{id}", self.delete)
         router.add_get("/v2/images/{id}/file", self.download, allow_head=False)
         router.add_put("/v2/images/{id}/file", self.upload)
-        router.add_get("/v2/info/stores", self.stores, allow_head=False)
-        router.add_get("/v2/info/import", self.import_methods, allow_head=False)
-
-    # Information.
-
-    async def stores(self, request: web.Request) -> web.Response:
-        return json_response(
-            {"stores": [{"id": self.zone, "default": "true", "description": f"image data of zone {self.zone}"}]}
-        )
-
-    async def import_methods(self, request: web.Request) -> web.Response:
-        methods = {"description": "Import methods available.", "type": "array", "value": []}
-        return json_response({"import-methods": methods})
 
     # Metadata.
 
@@ -68,10 +57,7 @@ class ImagesV2:
     async def create(self, request: web.Request) -> web.Response:
         uuid, attributes, properties, tags = parse_create(await json_body(request, self.limits))
         image = await self.images.create(asking(request), uuid, attributes, properties, tags)
-        headers = {
-            "Location": f"{self.links.base(request)}/v2/images/{image['uuid']}",
-            "OpenStack-image-store-ids": self.zone,
-        }
+        headers = {"Location": f"{self.links.base(request)}/v2/images/{image['uuid']}", **self.import_headers()}
         return json_response(present(image), status=201, headers=headers)
 
     async def show(self, request: web.Request) -> web.Response:
@@ -93,8 +79,9 @@ class ImagesV2:
     async def upload(self, request: web.Request) -> web.Response:
         if request.content_type != OCTETS:
             raise UnsupportedMediaType(f"send image data as {OCTETS}, not {request.content_type}")
-        body = received(request, self.limits)
-        await self.data.upload(asking(request), request.match_info["id"], body, _announced_size(request))
+        body, store = received(request, self.limits), request.headers.get(STORE_HEADER)
+        uuid, size = request.match_info["id"], announced_size(request)
+        await self.data.upload(asking(request), uuid, body, size, store=store)
         return web.Response(status=204)
 
     async def download(self, request: web.Request) -> web.StreamResponse:
@@ -109,13 +96,3 @@ class ImagesV2:
 
 def _link(pairs: list[tuple[str, str]]) -> str:
     return f"/v2/images?{urlencode(pairs)}" if pairs else "/v2/images"
-
-
-def _announced_size(request: web.Request) -> int | None:
-    """Size that the client says the data has: glanceclient and the SDK send it beside a chunked body."""
-    text = request.headers.get("x-openstack-image-size")
-    if text is None:
-        return request.content_length
-    if not (text.isascii() and text.isdigit()):
-        raise BadRequest(f"x-openstack-image-size must be a whole number, not {text!r}")
-    return int(text)

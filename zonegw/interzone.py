@@ -1,55 +1,24 @@
-"""Image data between zones: the listener that serves this zone's bytes, and the client that fetches those of others.
+"""Image data between zones, the client: reads bytes of other zones, and puts bytes into them.
 
-Both sides need a gateway's certificate of the cluster's CA. Bytes are named by their opaque key, which only a gateway
-learns, from the registry.
+Both sides need a gateway's certificate of the cluster's CA.
 """
 
+import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import aiohttp
-from aiohttp import web
 
 from zonegw import tls
 from zonegw.config import Limits, Tls
-from zonegw.data_stores.filesystem import FilesystemStore, is_key
-from zonegw.errors import DataUnavailable, GatewayError, RangeUnsatisfiable
-from zonegw.file_response import send_file
-
-DATA_PATH = "/zonegw/v1/data"
-
-
-def build_app(data: FilesystemStore, limits: Limits) -> web.Application:
-    """The listener's application."""
-    streams = 0
-
-    async def read(request: web.Request) -> web.StreamResponse:
-        nonlocal streams
-        key = request.match_info["key"]
-        certificate = request.transport.get_extra_info("peercert") if request.transport else None
-        if not tls.is_gateway(certificate):
-            raise web.HTTPForbidden(text="only gateways read here: the certificate needs OU=gateway")
-        if not is_key(key) or not data.exists(key):
-            raise web.HTTPNotFound(text="no such data here")
-        if streams >= limits.interzone_streams_max:
-            raise web.HTTPServiceUnavailable(text="too many streams", headers={"Retry-After": "1"})
-        streams += 1
-        try:
-            headers = {"Content-Type": "application/octet-stream"}
-            return await send_file(request, data.path(key), headers, limits)
-        except RangeUnsatisfiable as error:
-            raise web.HTTPRequestRangeNotSatisfiable(text=error.message) from error
-        except GatewayError as error:
-            raise web.HTTPBadRequest(text=error.message) from error
-        finally:
-            streams -= 1
-
-    app = web.Application()
-    app.router.add_get(DATA_PATH + "/{key}", read, allow_head=False)
-    return app
+from zonegw.data_stores.filesystem import Stored
+from zonegw.errors import DataUnavailable, StorageFull
+from zonegw.interzone_app import DATA_PATH, IMAGE_HEADER, READY_PATH
 
 
 class InterzoneClient:
-    """Reads bytes from the gateways of other zones; `endpoints` tells a zone's, as the registry last said."""
+    """Speaks to the gateways of other zones; `endpoints` tells a zone's, as the registry last said."""
 
     def __init__(self, endpoints: Callable[[str], list[str]], files: Tls | None, limits: Limits) -> None:
         self._endpoints = endpoints
@@ -62,7 +31,7 @@ class InterzoneClient:
         problem = f"zone {zone} has told the registry no endpoint for its data"
         for endpoint in self._endpoints(zone):
             try:
-                response = await self._request(endpoint, zone, key, offset)
+                response = await self._get(endpoint, zone, key, offset)
             except (TimeoutError, aiohttp.ClientError, OSError, DataUnavailable) as error:
                 problem = f"zone {zone} can't be reached: {error or type(error).__name__}"
                 continue
@@ -75,19 +44,100 @@ class InterzoneClient:
             return
         raise DataUnavailable(problem)
 
-    async def _request(self, endpoint: str, zone: str, key: str, offset: int) -> aiohttp.ClientResponse:
+    async def _get(self, endpoint: str, zone: str, key: str, offset: int) -> aiohttp.ClientResponse:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         url = f"{endpoint.rstrip('/')}{DATA_PATH}/{key}"
-        response = await self._http().get(url, headers=headers, ssl=self._ssl if self._ssl else True)
-        transport = response.connection.transport if response.connection else None
-        certificate = transport.get_extra_info("peercert") if transport else None
+        response = await self._http().get(url, headers=headers, ssl=self._ssl or True)
         if response.status not in (200, 206) or (offset and response.status != 206):
             response.release()
             raise DataUnavailable(f"{endpoint} answered {response.status}")
-        if self._ssl and transport is not None and not tls.is_gateway(certificate, zone):
+        self._check_zone(response, endpoint, zone)
+        return response
+
+    def _check_zone(self, response: aiohttp.ClientResponse, endpoint: str, zone: str) -> None:
+        transport = response.connection.transport if response.connection else None
+        if self._ssl and transport is not None and not tls.is_gateway(transport.get_extra_info("peercert"), zone):
             response.close()
             raise DataUnavailable(f"{endpoint} has no certificate of a gateway of zone {zone}")
-        return response
+
+    # Putting bytes into another zone.
+
+    async def write(self, zone: str, key: str, uuid: str, body: AsyncIterator[bytes]) -> Stored:
+        """Put `body` into the zone under `key`, for image `uuid`; it is on the disk there, and its digests are those of
+        what was sent. Raises DataUnavailable, StorageFull, and what `body` raises."""
+        endpoint = await self._first_ready(zone)  # a body can be sent once only
+        sent = _Sent(key, body)
+        try:
+            async with asyncio.timeout(None) as watch:
+                url = f"{endpoint}{DATA_PATH}/{key}"
+                found = await self._put(url, endpoint, zone, uuid, self._watched(sent, watch))
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            if sent.problem is not None:
+                raise sent.problem from None
+            raise DataUnavailable(f"zone {zone} did not take the data: {error or type(error).__name__}") from error
+        if found != sent.stored():
+            raise DataUnavailable(f"zone {zone} stored other bytes than were sent: they are dropped")
+        return found
+
+    async def _put(self, url: str, endpoint: str, zone: str, uuid: str, body: AsyncIterator[bytes]) -> Stored:
+        wait = self._limits.interzone_put_wait_max_s
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._limits.fetch_idle_max_s, sock_read=wait)
+        headers = {IMAGE_HEADER: uuid, "Content-Type": "application/octet-stream"}
+        async with self._http().put(url, data=body, headers=headers, ssl=self._ssl or True, timeout=timeout) as answer:
+            self._check_zone(answer, endpoint, zone)
+            if answer.status == StorageFull.http_status:
+                raise StorageFull(f"zone {zone}: {await answer.text()}")
+            if answer.status != 201:
+                raise DataUnavailable(f"zone {zone} answered {answer.status}: {await answer.text()}")
+            row = await answer.json()
+        return Stored(url.rpartition("/")[2], row["size"], row["md5"], row["sha512"])
+
+    async def _watched(self, sent: "_Sent", watch: asyncio.Timeout) -> AsyncIterator[bytes]:
+        """The body, with a deadline for every piece of it, and one for the answer behind the last."""
+        loop = asyncio.get_running_loop()
+        idle_s = self._limits.upload_idle_max_s + self._limits.fetch_idle_max_s
+        watch.reschedule(loop.time() + idle_s)
+        async for piece in sent.pieces():
+            yield piece
+            watch.reschedule(loop.time() + idle_s)
+        watch.reschedule(loop.time() + self._limits.interzone_put_wait_max_s)
+
+    async def withdraw(self, zone: str, key: str) -> None:
+        """Give up what was put into the zone. Nothing there, or an image that owns it, are as good as done."""
+        endpoint = await self._first_ready(zone)
+        try:
+            async with self._http().delete(f"{endpoint}{DATA_PATH}/{key}", ssl=self._ssl or True) as answer:
+                if answer.status not in (204, 404, 409):
+                    raise DataUnavailable(f"zone {zone} answered {answer.status}: {await answer.text()}")
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise DataUnavailable(f"zone {zone} can't be reached: {error or type(error).__name__}") from error
+
+    async def reaches(self, zone: str) -> bool:
+        """Whether a gateway of the zone answers now."""
+        try:
+            async with asyncio.timeout(self._limits.store_probe_max_s):
+                await self._first_ready(zone)
+        except (TimeoutError, DataUnavailable):
+            return False
+        return True
+
+    async def _first_ready(self, zone: str) -> str:
+        problem = f"zone {zone} has told the registry no endpoint for its data"
+        for endpoint in self._endpoints(zone):
+            try:
+                async with self._ready(endpoint.rstrip("/"), zone) as ready:
+                    return ready
+            except (TimeoutError, aiohttp.ClientError, OSError, DataUnavailable) as error:
+                problem = f"zone {zone} can't be reached: {error or type(error).__name__}"
+        raise DataUnavailable(problem)
+
+    @asynccontextmanager
+    async def _ready(self, endpoint: str, zone: str) -> AsyncIterator[str]:
+        async with self._http().get(endpoint + READY_PATH, ssl=self._ssl or True) as answer:
+            self._check_zone(answer, endpoint, zone)
+            if answer.status != 200 or (await answer.json()).get("zone") != zone:
+                raise DataUnavailable(f"{endpoint} is not ready for zone {zone}")
+            yield endpoint
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -99,3 +149,32 @@ class InterzoneClient:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+class _Sent:
+    """A body on its way out: what was sent of it, and what ended it early on this side."""
+
+    def __init__(self, key: str, body: AsyncIterator[bytes]) -> None:
+        self._key = key
+        self._body = body
+        self._size = 0
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._sha512 = hashlib.sha512()
+        self.problem: Exception | None = None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._body:
+                self._size += len(piece)
+                await asyncio.to_thread(self._digest, piece)
+                yield piece
+        except Exception as error:
+            self.problem = error
+            raise
+
+    def _digest(self, piece: bytes) -> None:
+        self._md5.update(piece)
+        self._sha512.update(piece)
+
+    def stored(self) -> Stored:
+        return Stored(self._key, self._size, self._md5.hexdigest(), self._sha512.hexdigest())

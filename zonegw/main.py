@@ -16,6 +16,7 @@ from zonegw.config import Config
 from zonegw.data_cache import DataCache
 from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.data_transfer import Downloads
+from zonegw.deposits import Deposits
 from zonegw.discovery import Discovery
 from zonegw.drainer import Drainer
 from zonegw.feed_consumer import FeedConsumer
@@ -25,12 +26,17 @@ from zonegw.image_data import ImageData
 from zonegw.images import Images
 from zonegw.images_v1 import ImagesV1
 from zonegw.images_v2 import ImagesV2
+from zonegw.images_v2_import import ImportV2
 from zonegw.images_v2_sharing import SharingV2
-from zonegw.interzone import InterzoneClient, build_app
+from zonegw.imports import Imports
+from zonegw.interzone import InterzoneClient
+from zonegw.interzone_app import build_app
 from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
+from zonegw.placement import Placement
 from zonegw.status import Status
 from zonegw.store import Store, Txn
+from zonegw.stores import Stores
 from zonegw.uplink import Uplink
 from zonegw.write_queue import WriteQueue
 from zonegw.zones import Zones
@@ -78,15 +84,23 @@ class Gateway:
             policy=config.policy, protections=config.protections,
         )  # fmt: skip
         self.metadefs = metadefs.load(config.metadefs_dir)
-        self.image_data = ImageData(self.images, self.data, self.cache, limits)
+        self.stores = Stores(config.zone, self.zones.with_endpoints, self.interzone, limits)
+        self.placement = Placement(self.store, self.data, self.interzone, config.zone, limits)
+        self.images.on_garbage = self.placement.wake
         with self.store.transaction() as txn:
-            self.image_data.recover(txn)
+            self.placement.recover(txn)
+        self.image_data = ImageData(self.images, self.data, self.cache, self.placement, self.stores, limits)
+        self.deposits = Deposits(self.images, self.data)
+        self.imports = Imports(
+            self.images, self.image_data, self.data, self.placement, self.stores, config.imports, limits
+        )
         self.drainer = Drainer(
             self.store, self.queue, self.ids, self.catalogue, self.uplink, config, self.metrics,
             on_deleted=self._acked_delete,
         )  # fmt: skip
         self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, on_deleted=self._tombstone)
         self.feed.on_zone_changed = self.zones.changed
+        self.feed.on_removed = self._removed
         self.feed.may_enter, self.feed.on_bootstrapped = self.drainer.may_enter, self.drainer.wake
         self.images.registry = RegistryLink(self.uplink, self.drainer)
         self.status = Status(
@@ -112,15 +126,24 @@ class Gateway:
 
     def _acked_delete(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
         self.images.discard_bytes(txn, locations)
-        self.image_data.wake()
+        self.placement.wake()
+
+    def _removed(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
+        """The registry took locations from an image that stays: so much of the bytes as is here goes."""
+        self.images.discard_bytes(txn, [location for location in locations if location["zone"] == self.config.zone])
+        for location in locations:
+            self.cache.evict(location["key"])
+        self.placement.wake()
 
     def _tombstone(self, image: dict[str, Any]) -> None:
         """The registry deleted an image: its own bytes go, and cached ones."""
         with self.store.transaction() as txn:
-            self.images.discard_bytes(txn, image["locations"])
+            own = [location for location in image["locations"] if location["zone"] == self.config.zone]
+            self.images.discard_bytes(txn, own)
+            self.imports.forget(txn, image["uuid"])
         for location in image["locations"]:
             self.cache.evict(location["key"])
-        self.image_data.wake()
+        self.placement.wake()
 
     # Start and stop.
 
@@ -128,7 +151,7 @@ class Gateway:
         # Listeners before the uplink: the zone answers at once, whatever the registry does.
         self.address = await self._listen(self._images_app(), self.config.listen, None)
         if self.config.interzone_listen and self.config.tls:
-            app = build_app(self.data, self.config.limits)
+            app = build_app(self.data, self.deposits, self.config.zone, self.config.limits)
             context = tls.server_context(self.config.tls)
             self.interzone_address = await self._listen(app, self.config.interzone_listen, context)
         for name, work in self._work().items():
@@ -143,7 +166,9 @@ class Gateway:
             "feed": self.feed.run(),
             "drainer": self.drainer.run(),
             "zones": self.zones.run(),
-            "garbage": self.image_data.remove_garbage(),
+            "garbage": self.placement.remove_garbage(),
+            "far garbage": self.placement.withdraw_garbage(),
+            "imports": self.imports.run(),
         }
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -182,12 +207,14 @@ class Gateway:
         app.on_response_prepare.append(stamp)
         links = Links(self.config.public_url, self.config.trusted_proxies)
         downloads = Downloads(limits)
-        ImagesV2(self.images, self.image_data, limits, self.config.zone, links, downloads).add_routes(app.router)
+        importing = ImportV2(self.images, self.image_data, self.imports, self.stores, limits)
+        ImagesV2(self.images, self.image_data, limits, links, downloads, importing.headers).add_routes(app.router)
+        importing.add_routes(app.router)
         members = Members(self.images)
         SharingV2(self.images, members).add_routes(app.router)
         if self.config.v1:
             ImagesV1(
-                self.images, self.image_data, members, limits, self.config.zone, downloads, self.metrics
+                self.images, self.image_data, members, limits, self.stores, downloads, self.metrics
             ).add_routes(app.router)
         versions_v1 = images_v1.VERSIONS if self.config.v1 else ()
         Discovery(links, self.config.policy, self.metadefs, versions_v1).add_routes(app.router)

@@ -28,8 +28,14 @@ class Zones:
 
     def endpoints(self, zone: str) -> list[str]:
         """URLs of the gateways of `zone`."""
-        known: dict[str, list[str]] = self._store.read().row("meta", _KEY) or {}
-        return known.get(zone, [])
+        return self._known().get(zone, [])
+
+    def with_endpoints(self) -> list[str]:
+        """Zones whose gateways have told where their data are reached."""
+        return sorted(zone for zone, endpoints in self._known().items() if endpoints)
+
+    def _known(self) -> dict[str, list[str]]:
+        return self._store.read().row("meta", _KEY) or {}
 
     async def refresh(self) -> None:
         """Ask the registry."""

@@ -45,11 +45,11 @@ async def test_bytes_stay_until_their_delete_is_on_the_disk(tmp_path: Path, monk
 
             discard(early)
             store.on_commit = committed
-            gateway.image_data.wake()
+            gateway.placement.wake()
             await until(lambda: not gateway.data.exists(early["key"]), "the bytes to go")
             assert gateway.data.exists(late["key"]), "removed before anything on the disk says so"
         store.commit()
-        gateway.image_data.wake()
+        gateway.placement.wake()
         await until(lambda: not gateway.data.exists(late["key"]), "the bytes to go")
 
 

@@ -66,7 +66,7 @@ class FilesystemStore:
         writer = _Writer(self._incoming / key, self.path(key))
         taken = 0
         try:
-            async for chunk in _gather(body, self._chunk_bytes):
+            async for chunk in gather(body, self._chunk_bytes):
                 self._check_room(len(chunk))
                 taken += len(chunk)
                 self.used_bytes += len(chunk)
@@ -155,7 +155,7 @@ def _remove(path: Path) -> int:
     return size
 
 
-async def _gather(body: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+async def gather(body: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
     """Pieces of about `size`: few trips to the worker threads, bounded memory."""
     held = bytearray()
     async for piece in body:

@@ -1,0 +1,93 @@
+"""Deposits: bytes that gateways of other zones put into this zone's data store.
+
+Whoever put bytes here answers for them: it writes a location that names their key, or withdraws them. Until the
+catalogue shows an image with that location, a row says whose they are; from then on they are an image's bytes like any
+other, and go with its tombstone or the removal of the location. Bytes whose sender fell silent stay: it may have
+registered them in a registry that this zone can't see yet.
+"""
+
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+from zonegw.data_stores.filesystem import FilesystemStore, Stored
+from zonegw.errors import BadRequest, Conflict, Forbidden, NotFound
+from zonegw.images import Images
+from zonegw.store import Txn
+
+
+class Deposits:
+    """`deposits` by key: {"uuid", "from": zone, "since_us"}."""
+
+    def __init__(self, images: Images, data: FilesystemStore) -> None:
+        self._images = images
+        self._store = images.store
+        self._data = data
+
+    async def accept(self, zone: str, uuid: str, key: str, body: AsyncIterator[bytes]) -> Stored:
+        """Keep `body` under `key` for image `uuid`, durably. What ends it early leaves nothing behind."""
+        if not _is_uuid(uuid):
+            raise BadRequest("the request does not name the image that the data are of")
+        await self._note(uuid, key)
+        try:
+            stored = await self._data.write(key, body)
+            with self._store.transaction() as txn:
+                txn.delete("uploads", key.encode())
+                row = {"uuid": uuid, "from": zone, "since_us": self._images.catalogue.now_us()}
+                txn.put_row("deposits", key.encode(), row)
+        except BaseException:
+            self._give_up(key)
+            raise
+        await self._store.durable()
+        return stored
+
+    async def _note(self, uuid: str, key: str) -> None:
+        self.settle()
+        with self._store.transaction(grows=True) as txn:
+            if txn.get("uploads", key.encode()) is not None or self._data.exists(key):
+                raise Conflict("there are data under this key already")
+            txn.put_row("uploads", key.encode(), {"uuid": uuid})
+        await self._store.durable()
+
+    def _give_up(self, key: str) -> None:
+        with self._store.transaction() as txn:
+            if txn.delete("uploads", key.encode()):
+                txn.put_row("garbage", key.encode(), {"since_us": 0})
+        self._images.on_garbage()
+
+    def withdraw(self, zone: str, key: str) -> None:
+        """The sender gives its bytes up. Raises NotFound, Forbidden, and Conflict once an image owns them."""
+        with self._store.transaction() as txn:
+            row = txn.row("deposits", key.encode())
+            if row is None:
+                raise NotFound("no such deposit here")
+            if row["from"] != zone:
+                raise Forbidden("another zone put these data here")
+            if self._owned(txn, row["uuid"], key):
+                raise Conflict("an image owns these data")
+            txn.delete("deposits", key.encode())
+            txn.put_row("garbage", key.encode(), {"since_us": self._images.catalogue.now_us()})
+        self._images.on_garbage()
+
+    def settle(self) -> None:
+        """Forget the rows of deposits that an image owns by now."""
+        read = self._store.read()
+        owned = [key for key, _ in read.scan("deposits") if self._is_settled(read, key)]
+        if owned:
+            with self._store.transaction() as txn:
+                for key in owned:
+                    txn.delete("deposits", key)
+
+    def _is_settled(self, txn: Txn, key: bytes) -> bool:
+        row = txn.row("deposits", key)
+        return self._owned(txn, row["uuid"], key.decode())
+
+    def _owned(self, txn: Txn, uuid: str, key: str) -> bool:
+        image = self._images.catalogue.get(txn, uuid)
+        return image is not None and any(location["key"] == key for location in image["locations"])
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False

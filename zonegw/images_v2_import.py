@@ -1,0 +1,148 @@
+"""Images API v2 over HTTP: staging, import, stores, and what a service is told of where data lie."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from zonegw.config import Limits
+from zonegw.data_transfer import STORE_HEADER, announced_size, received
+from zonegw.errors import BadRequest, UnsupportedMediaType
+from zonegw.http_frame import OCTETS, asking, identity, json_body, json_response
+from zonegw.image_data import ImageData
+from zonegw.images import Images
+from zonegw.images_schema import timestamp
+from zonegw.import_jobs import HOUR_US, Job
+from zonegw.import_rules import WEB_DOWNLOAD
+from zonegw.imports import Imports, Wanted
+from zonegw.stores import Stores
+from zonegw.usage import Usage
+
+MIB = 1 << 20
+
+
+@dataclass(slots=True)
+class ImportV2:
+    """Handlers."""
+
+    images: Images
+    data: ImageData
+    imports: Imports
+    stores: Stores
+    limits: Limits
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        router.add_put("/v2/images/{id}/stage", self.stage)
+        router.add_post("/v2/images/{id}/import", self.start)
+        router.add_get("/v2/images/{id}/tasks", self.image_tasks, allow_head=False)
+        router.add_get("/v2/info/import", self.methods, allow_head=False)
+        router.add_get("/v2/info/stores", self.list_stores, allow_head=False)
+        router.add_get("/v2/info/stores/detail", self.detail_stores, allow_head=False)
+        router.add_get("/v2/info/usage", self.usage, allow_head=False)
+        router.add_delete("/v2/stores/{store}/{id}", self.remove_copy)
+
+    def headers(self) -> dict[str, str]:
+        """Of the answer to a create: what a client may do next. Left out where there is nothing to choose."""
+        found = {"OpenStack-image-store-ids": ",".join(self.stores.names())}
+        if self.imports.methods:
+            found["OpenStack-image-import-methods"] = ",".join(self.imports.methods)
+        return found
+
+    # Import.
+
+    async def stage(self, request: web.Request) -> web.Response:
+        if request.content_type != OCTETS:
+            raise UnsupportedMediaType(f"send image data as {OCTETS}, not {request.content_type}")
+        body, size = received(request, self.limits), announced_size(request)
+        await self.imports.staging.stage(asking(request), request.match_info["id"], body, size)
+        return web.Response(status=204)
+
+    async def start(self, request: web.Request) -> web.Response:
+        wanted = parse_import(await json_body(request, self.limits), request.headers.get(STORE_HEADER))
+        await self.imports.start(asking(request), request.match_info["id"], wanted)
+        return web.Response(status=202)
+
+    async def image_tasks(self, request: web.Request) -> web.Response:
+        image = await self.images.show(identity(request), request.match_info["id"])
+        jobs = self.imports.tasks(asking(request), image["uuid"])
+        return json_response({"tasks": [self._task(job) for job in jobs]})
+
+    def _task(self, job: Job) -> dict[str, Any]:
+        expires_us = job.updated_us + int(self.limits.import_results_keep_h * HOUR_US)
+        method = {"name": job.method} | ({"uri": job.uri} if job.uri else {})
+        return {
+            "id": job.id, "type": "api_image_import", "status": job.status, "owner": job.project, "user_id": job.user,
+            "image_id": job.uuid, "input": {"image_id": job.uuid, "import_req": {"method": method}}, "result": None,
+            "message": job.message, "request_id": job.request_id, "created_at": timestamp(job.created_us),
+            "updated_at": timestamp(job.updated_us), "expires_at": timestamp(expires_us) if job.done else None,
+        }  # fmt: skip
+
+    async def methods(self, request: web.Request) -> web.Response:
+        methods = {"description": "Import methods available.", "type": "array", "value": list(self.imports.methods)}
+        return json_response({"import-methods": methods})
+
+    # Stores.
+
+    async def list_stores(self, request: web.Request) -> web.Response:
+        reachable = await self.stores.reachable()
+        return json_response({"stores": [self._store(name, there) for name, there in reachable.items()]})
+
+    def _store(self, name: str, reachable: bool) -> dict[str, Any]:
+        row = {"id": name, "description": f"image data of zone {name}", "reachable": str(reachable).lower()}
+        return row | ({"default": "true"} if name == self.stores.zone else {})
+
+    async def detail_stores(self, request: web.Request) -> web.Response:
+        self.images.policy.require("stores_info_detail", identity(request))
+        rows = [
+            self._store(name, there) | {"type": "file" if name == self.stores.zone else "zone", "weight": 0}
+            for name, there in (await self.stores.reachable()).items()
+        ]
+        for row in rows:
+            row["properties"] = self.data.store_properties(row["id"])
+        return json_response({"stores": rows})
+
+    async def usage(self, request: web.Request) -> web.Response:
+        found = await Usage(self.images, self.imports.staging).of(identity(request).project)
+        rows = {
+            "image_size_total": found.size_bytes // MIB, "image_stage_total": found.staged_bytes // MIB,
+            "image_count_total": found.images, "image_count_uploading": found.uploading,
+        }  # fmt: skip
+        return json_response({"usage": {name: {"limit": -1, "usage": value} for name, value in rows.items()}})
+
+    async def remove_copy(self, request: web.Request) -> web.Response:
+        await self.data.remove_copy(asking(request), request.match_info["id"], request.match_info["store"])
+        return web.Response(status=204)
+
+
+def parse_import(body: Any, store: str | None) -> Wanted:
+    """An import's body; `store` is the header that chooses one where the body names none. Raises BadRequest."""
+    method = body.get("method") if isinstance(body, dict) else None
+    name = method.get("name") if isinstance(method, dict) else None
+    if not isinstance(name, str) or not isinstance(method, dict):
+        raise BadRequest("Import request requires a 'method' field with a 'name'.")
+    uri = method.get("uri")
+    if (name == WEB_DOWNLOAD) != isinstance(uri, str):
+        raise BadRequest(f"'uri' is required for the {WEB_DOWNLOAD} method, and for no other")
+    stores = _stores(body, store)
+    return Wanted(
+        name, uri, stores, all_stores=_truth(body, "all_stores", default=False),
+        must_succeed=_truth(body, "all_stores_must_succeed", default=True),
+    )  # fmt: skip
+
+
+def _stores(body: dict[str, Any], header: str | None) -> tuple[str, ...]:
+    stores = body.get("stores")
+    if stores is None:
+        return (header,) if header and not body.get("all_stores") else ()
+    if body.get("all_stores"):
+        raise BadRequest("'stores' and 'all_stores' can't be used together")
+    if not isinstance(stores, list) or not stores or not all(isinstance(store, str) for store in stores):
+        raise BadRequest("'stores' must be a list of store IDs")
+    return tuple(stores)
+
+
+def _truth(body: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = body.get(name, default)
+    if not isinstance(value, bool):
+        raise BadRequest(f"'{name}' must be true or false")
+    return value

@@ -1,0 +1,190 @@
+"""Placement: bring the bytes of an image into a store, which is this zone's data store or another zone's.
+
+The key is noted, durably, before the first byte is written or sent. The note goes in the transaction in which somebody
+comes to own the bytes; what is noted and has no owner after a failure or a crash is garbage. Garbage in another zone is
+withdrawn there, and its note kept until that zone has answered.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+from zonegw.config import Limits
+from zonegw.data_stores.filesystem import FilesystemStore, Stored, gather, mint_key
+from zonegw.errors import BadRequest, BodyTooLarge, DataUnavailable
+from zonegw.store import Store, Txn
+
+log = logging.getLogger(__name__)
+
+Location = dict[str, Any]
+DEFAULT_STORE = "default"
+
+
+class Far(Protocol):
+    """The way to other zones' data stores."""
+
+    async def write(self, zone: str, key: str, uuid: str, body: AsyncIterator[bytes]) -> Stored: ...
+
+    async def withdraw(self, zone: str, key: str) -> None: ...
+
+
+class Placement:
+    """`uploads` and `far_garbage` by key; rows of other zones' bytes have a "zone"."""
+
+    def __init__(self, store: Store, data: FilesystemStore, far: Far, zone: str, limits: Limits) -> None:
+        self._store = store
+        self._data = data
+        self._far = far
+        self._zone = zone
+        self._limits = limits
+        self._garbage = asyncio.Event()
+        self._far_garbage = asyncio.Event()
+
+    async def place(
+        self, uuid: str, zone: str, body: AsyncIterator[bytes], size: int | None = None, md5: str | None = None
+    ) -> Location:
+        """Bring `body`, of which `size` and `md5` were announced, to the disk of `zone`; returns the location, which
+        the caller gives an owner (`owned`). What ends this early leaves nothing behind."""
+        key = mint_key()
+        await self._note(uuid, key, zone)
+        with self.kept([key]):
+            stored = await self._write(uuid, zone, key, bounded(body, self._limits.image_max_bytes))
+            _check_announced(stored, size, md5)
+            return location(zone, stored)
+
+    async def _note(self, uuid: str, key: str, zone: str) -> None:
+        row = {"uuid": uuid} if zone == self._zone else {"uuid": uuid, "zone": zone}
+        with self._store.transaction(grows=True) as txn:
+            txn.put_row("uploads", key.encode(), row)
+        await self._store.durable()
+
+    async def _write(self, uuid: str, zone: str, key: str, body: AsyncIterator[bytes]) -> Stored:
+        if zone == self._zone:
+            return await self._data.write(key, body)
+        return await self._far.write(zone, key, uuid, gather(body, self._limits.data_chunk_bytes))
+
+    @staticmethod
+    def owned(txn: Txn, keys: Iterable[str]) -> None:
+        """In the transaction in which somebody comes to own placed bytes."""
+        for key in keys:
+            txn.delete("uploads", key.encode())
+
+    @contextmanager
+    def kept(self, keys: list[str]) -> Iterator[None]:
+        """Placed bytes are given up where what follows fails before they have an owner."""
+        try:
+            yield
+        except BaseException:
+            with self._store.transaction() as txn:
+                for key in keys:
+                    self._give_up(txn, key.encode())
+            self.wake()
+            raise
+
+    @staticmethod
+    def _give_up(txn: Txn, key: bytes) -> None:
+        row = txn.row("uploads", key)
+        if row is None:
+            return
+        txn.delete("uploads", key)
+        if zone := row.get("zone"):
+            txn.put_row("far_garbage", key, {"zone": zone})
+        else:
+            txn.put_row("garbage", key, {"since_us": 0})
+
+    def recover(self, txn: Txn) -> int:
+        """At start: bytes of uploads that a crash cut off belong to nobody; returns how many there are."""
+        keys = [key for key, _ in txn.scan("uploads")]
+        for key in keys:
+            self._give_up(txn, key)
+        return len(keys)
+
+    # Removal of bytes.
+
+    def wake(self) -> None:
+        """Something was listed for removal."""
+        self._garbage.set()
+        self._far_garbage.set()
+
+    async def remove_garbage(self) -> None:
+        """For ever: remove own bytes that were listed for it, and only then the note of them."""
+        while True:
+            self._garbage.clear()
+            for key in await self._listed("garbage"):
+                await self._remove(key)
+            await self._garbage.wait()
+
+    async def _listed(self, table: str) -> list[str]:
+        listed = [key.decode() for key, _ in self._store.read().scan(table)]
+        # What was listed is committed then; what is listed from now on may yet be taken back by a crash.
+        await self._store.durable()
+        return listed
+
+    async def _remove(self, key: str) -> None:
+        try:
+            await self._data.delete(key)
+        except OSError as error:
+            log.error("bytes %s can't be removed (%s); tried again after the next delete", key, error)
+            return
+        with self._store.transaction() as txn:
+            txn.delete("garbage", key.encode())
+
+    async def withdraw_garbage(self) -> None:
+        """For ever: have other zones remove what was put there and has no owner; a zone that can't be reached is asked
+        again."""
+        while True:
+            self._far_garbage.clear()
+            away: set[str] = set()
+            for key in await self._listed("far_garbage"):
+                await self._withdraw(key, away)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.far_garbage_retry_s if away else None):
+                    await self._far_garbage.wait()
+
+    async def _withdraw(self, key: str, away: set[str]) -> None:
+        zone = self._store.read().row("far_garbage", key.encode())["zone"]
+        if zone in away:
+            return
+        try:
+            await self._far.withdraw(zone, key)
+        except DataUnavailable as error:
+            log.warning("bytes %s are still to be removed in zone %s: %s", key, zone, error.message)
+            away.add(zone)
+            return
+        with self._store.transaction() as txn:
+            txn.delete("far_garbage", key.encode())
+
+
+def location(zone: str, stored: Stored) -> Location:
+    """As the registry takes it."""
+    return {
+        "zone": zone, "store": DEFAULT_STORE, "key": stored.key, "size": stored.size, "md5": stored.md5,
+        "sha512": stored.sha512, "status": "active",
+    }  # fmt: skip
+
+
+def data_attributes(placed: Location) -> dict[str, Any]:
+    """What an image has from its bytes, as a command sets it."""
+    return {
+        "status": "active", "size": placed["size"], "checksum": placed["md5"], "os_hash_algo": "sha512",
+        "os_hash_value": placed["sha512"],
+    }  # fmt: skip
+
+
+def _check_announced(stored: Stored, size: int | None, md5: str | None) -> None:
+    if size not in (None, stored.size):
+        raise BadRequest(f"Size mismatch: {size} bytes were announced, {stored.size} came; nothing was kept of them")
+    if md5 not in (None, stored.md5):
+        raise BadRequest(f"Checksum mismatch: md5 {md5} was announced, {stored.md5} came; nothing was kept of the data")
+
+
+async def bounded(body: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
+    """The body, up to the largest image that is taken. Raises BodyTooLarge."""
+    total = 0
+    async for piece in body:
+        total += len(piece)
+        if total > max_bytes:
+            raise BodyTooLarge(f"an image has at most {max_bytes} bytes here (limits.image_max_bytes)")
+        yield piece

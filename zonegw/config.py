@@ -349,7 +349,7 @@ def _auth(table: dict[str, Any], base: Path) -> Auth:
 
 
 def _limits(table: dict[str, Any]) -> Limits:
-    kinds = {f.name: type(f.default) for f in fields(Limits)}
+    kinds = {f.name: f.type for f in fields(Limits)}
     for name, value in table.items():
         if name not in kinds:
             raise ConfigError(f"unknown bound limits.{name}")

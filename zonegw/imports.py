@@ -204,10 +204,11 @@ class Imports:
     def _has_bytes(self, job: Job) -> bool:
         return self.staging.get(job.uuid) is not None or bool(self._image(job)["locations"])
 
-    def _image(self, job: Job) -> Image:
+    def _image(self, job: Job, txn: Txn | None = None) -> Image:
         if job.id in self._abandoned:
             raise NotFound("the image was deleted")
-        return self._images.writable(self._images.store.read(), job.request.who, job.uuid, _action(job.method))
+        txn = txn or self._images.store.read()
+        return self._images.writable(txn, job.request.who, job.uuid, _action(job.method))
 
     async def _download(self, job: Job) -> None:
         """The bytes behind the job's URL become staged ones."""
@@ -216,7 +217,7 @@ class Imports:
         async with aclosing(self._web.read(job.uri)) as source:
             placed = await self._placement.place(job.uuid, self._stores.zone, self._while_wanted(job, source))
         with self._placement.kept([placed["key"]]), self._images.store.transaction(grows=True) as txn:
-            self._image(job)
+            self._image(job, txn)
             self.staging.put(txn, job.uuid, placed)
         await self._images.store.durable()
 
@@ -257,7 +258,7 @@ class Imports:
             return
         placed, staged = job.placed, self.staging.get(job.uuid)
         with self._images.store.transaction() as txn:
-            image = self._images.writable(txn, job.request.who, job.uuid, _action(job.method))
+            image = self._image(job, txn)
             changes = self._activation(image, placed[0])
             position = self._images.append_update(
                 txn, job.request, image, changes, add_locations=placed, conditional=False

@@ -17,9 +17,9 @@ ROUNDS = 3
 
 
 @contextlib.asynccontextmanager
-async def process(directory: Path) -> Any:
-    """`zonegw serve` as a process of its own; (process, URL of its Images API)."""
-    settings(directory)
+async def process(directory: Path, **options: Any) -> Any:
+    """`zonegw serve` as a process of its own, with the options of `settings`; (process, URL of its Images API)."""
+    settings(directory, **options)
     started = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "zonegw.cli", "serve", "--config", str(directory / "zonegw.toml"),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,

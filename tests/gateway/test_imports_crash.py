@@ -1,0 +1,96 @@
+"""A gateway process is killed in the middle of an import or a stage: it goes on, or says that it failed, and leaks nothing."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.gateway.running import WAIT_S, plain_tokens, running, until
+from tests.gateway.test_crash import process
+from tests.gateway.test_imports import BLOB, FORMATS, OCTETS, files, imported, job_is_over, method, no_bytes
+from tests.gateway.web_source import web_source
+
+
+@contextlib.asynccontextmanager
+async def killed(directory: Path, **options: Any) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
+    """A client of a gateway process that is killed at the end."""
+    async with process(directory, **options) as (gateway, url):
+        headers = {"X-Auth-Token": plain_tokens(directory)["alice"]}
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(WAIT_S), headers=headers) as http:
+            yield http, url
+            gateway.send_signal(signal.SIGKILL)
+            await gateway.wait()
+
+
+async def created(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    async with http.post(f"{url}/v2/images", json={"name": "n", **FORMATS}) as answer:
+        image: dict[str, Any] = await answer.json()
+        return image
+
+
+async def test_an_import_that_was_killed_in_its_download_is_finished_by_the_next_life(tmp_path: Path) -> None:
+    async with web_source(BLOB) as source:
+        async with killed(tmp_path, more=source.allowed()) as (http, url):
+            image = await created(http, url)
+            body = method("web-download", uri=source.url("/held"))
+            async with http.post(f"{url}{image['self']}/import", json=body) as answer:
+                assert answer.status == 202
+            await source.half_sent.wait()
+        source.released.set()
+        async with running(tmp_path, more=source.allowed()) as zone:
+            await until(lambda: job_is_over(zone, image), "the import to end")
+            assert (await zone.get(image["self"]))["status"] == "active"
+            assert await zone.data(image) == BLOB
+            await until(lambda: len(files(zone)) == 1, "what the first life wrote to go")
+
+
+async def test_an_import_during_which_the_gateway_always_dies_is_given_up(tmp_path: Path) -> None:
+    async with web_source(BLOB) as source:
+        options: dict[str, Any] = {"more": source.allowed(), "import_starts_max": 1}
+        async with killed(tmp_path, **options) as (http, url):
+            image = await created(http, url)
+            body = method("web-download", uri=source.url("/held"))
+            async with http.post(f"{url}{image['self']}/import", json=body) as answer:
+                assert answer.status == 202
+            await source.half_sent.wait()
+        async with running(tmp_path, **options) as zone:
+            await until(lambda: job_is_over(zone, image), "the import to end")
+            shown = await zone.get(image["self"])
+            assert (shown["status"], shown["os_glance_failed_import"]) == ("queued", "fra")
+            await no_bytes(zone)
+
+
+async def test_a_stage_that_was_killed_leaves_a_queued_image_and_no_bytes(tmp_path: Path) -> None:
+    sent = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield BLOB
+        sent.set()
+        await asyncio.Event().wait()
+
+    async with killed(tmp_path) as (http, url):
+        image = await created(http, url)
+        staging = asyncio.create_task(http.put(f"{url}{image['self']}/stage", data=body(), headers=OCTETS))
+        await sent.wait()
+        async with http.get(f"{url}{image['self']}") as answer:
+            assert (await answer.json())["status"] == "uploading"
+    with pytest.raises(aiohttp.ClientError):
+        await staging
+    async with running(tmp_path) as zone:
+        assert (await zone.get(image["self"]))["status"] == "queued"
+        await no_bytes(zone)
+
+
+async def test_what_was_staged_before_a_kill_is_imported_after_it(tmp_path: Path) -> None:
+    async with killed(tmp_path) as (http, url):
+        image = await created(http, url)
+        async with http.put(f"{url}{image['self']}/stage", data=BLOB, headers=OCTETS) as answer:
+            assert answer.status == 204
+    async with running(tmp_path) as zone:
+        assert (await imported(zone, image, method("glance-direct")))["status"] == "active"
+        assert await zone.data(image) == BLOB

@@ -213,9 +213,9 @@ class Gateway:
         members = Members(self.images)
         SharingV2(self.images, members).add_routes(app.router)
         if self.config.v1:
-            ImagesV1(
-                self.images, self.image_data, members, limits, self.stores, downloads, self.metrics
-            ).add_routes(app.router)
+            ImagesV1(self.images, self.image_data, members, limits, self.stores, downloads, self.metrics).add_routes(
+                app.router
+            )
         versions_v1 = images_v1.VERSIONS if self.config.v1 else ()
         Discovery(links, self.config.policy, self.metadefs, versions_v1).add_routes(app.router)
         app.router.add_get("/healthcheck", self._healthcheck)

@@ -1,4 +1,4 @@
-"""A gateway process is killed in the middle of an import or a stage: it goes on, or says that it failed, and leaks nothing."""
+"""A gateway process is killed in the middle of an import or a stage: the next life goes on or says that it failed."""
 
 import asyncio
 import contextlib

@@ -116,6 +116,8 @@ class Limits:
     interzone_streams_max: int = 128
     # How long another zone may take to bring the last bytes to its disk, which a slow one does in one fsync.
     interzone_put_wait_max_s: float = 300
+    # Keys that were withdrawn before their data came: a broken connection holds what was sent on it for moments only.
+    withdrawn_keys_max: int = 1024
     # How long a zone that holds a copy which nobody owns is left alone after it could not be reached.
     far_garbage_retry_s: float = 30
     # A zone that answers is near; a list of stores must not wait for one that does not, and asks each once in a while.

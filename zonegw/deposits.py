@@ -6,11 +6,12 @@ other, and go with its tombstone or the removal of the location. Bytes whose sen
 registered them in a registry that this zone can't see yet.
 """
 
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from uuid import UUID
 
 from zonegw.data_stores.filesystem import FilesystemStore, Stored
-from zonegw.errors import BadRequest, Conflict, Forbidden, NotFound
+from zonegw.errors import BadRequest, Conflict, DataUnavailable, Forbidden, GatewayError, NotFound
 from zonegw.images import Images
 from zonegw.store import Txn
 
@@ -22,6 +23,7 @@ class Deposits:
         self._images = images
         self._store = images.store
         self._data = data
+        self._withdrawn: OrderedDict[str, None] = OrderedDict()
 
     async def accept(self, zone: str, uuid: str, key: str, body: AsyncIterator[bytes]) -> Stored:
         """Keep `body` under `key` for image `uuid`, durably. What ends it early leaves nothing behind."""
@@ -31,6 +33,8 @@ class Deposits:
         try:
             stored = await self._data.write(key, body)
             with self._store.transaction() as txn:
+                if key in self._withdrawn:
+                    raise Conflict("the sender has given these data up")
                 txn.delete("uploads", key.encode())
                 row = {"uuid": uuid, "from": zone, "since_us": self._images.catalogue.now_us()}
                 txn.put_row("deposits", key.encode(), row)
@@ -59,7 +63,7 @@ class Deposits:
         with self._store.transaction() as txn:
             row = txn.row("deposits", key.encode())
             if row is None:
-                raise NotFound("no such deposit here")
+                raise self._missing(txn, key)
             if row["from"] != zone:
                 raise Forbidden("another zone put these data here")
             if self._owned(txn, row["uuid"], key):
@@ -67,6 +71,15 @@ class Deposits:
             txn.delete("deposits", key.encode())
             txn.put_row("garbage", key.encode(), {"since_us": self._images.catalogue.now_us()})
         self._images.on_garbage()
+
+    def _missing(self, txn: Txn, key: str) -> GatewayError:
+        """A sender that gave up may be faster than what it sent: that is refused when it comes."""
+        if txn.get("uploads", key.encode()) is not None:
+            return DataUnavailable("the data are still coming in; ask again")
+        self._withdrawn[key] = None
+        while len(self._withdrawn) > self._images.limits.withdrawn_keys_max:
+            self._withdrawn.popitem(last=False)
+        return NotFound("no such deposit here")
 
     def settle(self) -> None:
         """Forget the rows of deposits that an image owns by now."""

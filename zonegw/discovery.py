@@ -1,4 +1,4 @@
-"""What clients ask before they use the API: versions, schemas, metadata definitions, tasks."""
+"""What clients ask before they use the API: versions, schemas, metadata definitions."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,8 +30,6 @@ class Discovery:
         router.add_get("/versions", self.versions, allow_head=False)
         router.add_get("/v2", self.into_v2, allow_head=False)
         router.add_get("/v2/schemas/{name:.+}", self.schema, allow_head=False)
-        router.add_get("/v2/tasks", self.tasks, allow_head=False)
-        router.add_get("/v2/tasks/{id}", self.task, allow_head=False)
         router.add_get("/v2/metadefs/namespaces", self.namespaces, allow_head=False)
         router.add_get("/v2/metadefs/namespaces/{name}", self.namespace, allow_head=False)
         router.add_route("*", OTHER_PATHS_BESIDE_V1 if self.versions_v1 else OTHER_PATHS, self.choice)
@@ -65,14 +63,6 @@ class Discovery:
         if name not in SCHEMAS:
             raise NotFound(f"there is no schema {name}; there are: {', '.join(SCHEMAS)}")
         return json_response(SCHEMAS[name])
-
-    async def tasks(self, request: web.Request) -> web.Response:
-        """No task outlives its request here: imports are seen on their images."""
-        self.policy.require("get_tasks", identity(request))
-        return json_response({"tasks": [], "first": "/v2/tasks", "schema": "/v2/schemas/tasks"})
-
-    async def task(self, request: web.Request) -> web.Response:
-        raise NotFound(f"No task found with ID {request.match_info['id']}")
 
     async def namespaces(self, request: web.Request) -> web.Response:
         self.policy.require("get_metadef_namespaces", identity(request))

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from zonegw.config import Limits
 from zonegw.data_cache import DataCache, Fetch
-from zonegw.data_stores.filesystem import FilesystemStore
+from zonegw.data_stores.filesystem import FilesystemStore, is_key
 from zonegw.errors import BadRequest, Conflict, Forbidden, NotFound, Unavailable
 from zonegw.identity import Identity
 from zonegw.images import Changes, Image, Images, Request
@@ -163,6 +163,17 @@ class ImageData:
                 raise Forbidden(f"Store {store} holds the only copy of image {uuid}: delete the image instead")
             position = images.append_update(txn, request, image, Changes(), remove_locations=keys, conditional=False)
         await images.settle(image, position)
+
+    def by_reference(self, image: Image) -> list[dict[str, Any]]:
+        """Where the bytes lie, for a service that reads them there itself: a file of this zone, or only a name."""
+        return [
+            {"url": self._url(location), "metadata": {"store": store_name(location)}} for location in image["locations"]
+        ]
+
+    def _url(self, location: Location) -> str:
+        if location["zone"] == self._stores.zone and is_key(location["key"]):
+            return self._data.path(location["key"]).absolute().as_uri()
+        return f"zonegw://{location['zone']}/{location['store']}/{location['key']}"
 
     def store_properties(self, store: str) -> dict[str, Any]:
         """What an operator wants to know of a store."""

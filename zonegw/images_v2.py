@@ -14,7 +14,7 @@ from zonegw.errors import UnsupportedMediaType
 from zonegw.http_frame import OCTETS, Links, asking, identity, json_body, json_response
 from zonegw.image_data import ImageData
 from zonegw.image_patch import parse_create, parse_patch
-from zonegw.images import Images
+from zonegw.images import Image, Images
 from zonegw.images_schema import present
 
 
@@ -46,7 +46,7 @@ class ImagesV2:
         found = await image_list.page(self.images, identity(request), query)
         pairs = [(name, value) for name, value in request.query.items() if name != "marker"]
         body: dict[str, Any] = {
-            "images": [present(image) for image in found.images],
+            "images": [self._present(request, image) for image in found.images],
             "first": _link(pairs),
             "schema": "/v2/schemas/images",
         }
@@ -58,17 +58,27 @@ class ImagesV2:
         uuid, attributes, properties, tags = parse_create(await json_body(request, self.limits))
         image = await self.images.create(asking(request), uuid, attributes, properties, tags)
         headers = {"Location": f"{self.links.base(request)}/v2/images/{image['uuid']}", **self.import_headers()}
-        return json_response(present(image), status=201, headers=headers)
+        return json_response(self._present(request, image), status=201, headers=headers)
 
     async def show(self, request: web.Request) -> web.Response:
-        return json_response(present(await self.images.show(identity(request), request.match_info["id"])))
+        image = await self.images.show(identity(request), request.match_info["id"])
+        return json_response(self._present(request, image))
 
     async def update(self, request: web.Request) -> web.Response:
         uuid = request.match_info["id"]
         current = await self.images.show(identity(request), uuid)
         body = await json_body(request, self.limits, any_type=True)
         changes = parse_patch(request.content_type, body, current, self.limits)
-        return json_response(present(await self.images.update(asking(request), current["uuid"], changes)))
+        image = await self.images.update(asking(request), current["uuid"], changes)
+        return json_response(self._present(request, image))
+
+    def _present(self, request: web.Request, image: Image) -> dict[str, Any]:
+        """For services and administrators with the places of its data."""
+        shown = present(image)
+        if image["locations"] and self.images.policy.allows("get_image_location", identity(request), image):
+            places = self.data.by_reference(image)
+            shown |= {"locations": places, "direct_url": places[0]["url"]}
+        return shown
 
     async def delete(self, request: web.Request) -> web.Response:
         await self.images.delete(asking(request), request.match_info["id"])

@@ -11,8 +11,6 @@ from zonegw.errors import BadRequest, UnsupportedMediaType
 from zonegw.http_frame import OCTETS, asking, identity, json_body, json_response
 from zonegw.image_data import ImageData
 from zonegw.images import Images
-from zonegw.images_schema import timestamp
-from zonegw.import_jobs import HOUR_US, Job
 from zonegw.import_rules import WEB_DOWNLOAD
 from zonegw.imports import Imports, Wanted
 from zonegw.stores import Stores
@@ -34,7 +32,6 @@ class ImportV2:
     def add_routes(self, router: web.UrlDispatcher) -> None:
         router.add_put("/v2/images/{id}/stage", self.stage)
         router.add_post("/v2/images/{id}/import", self.start)
-        router.add_get("/v2/images/{id}/tasks", self.image_tasks, allow_head=False)
         router.add_get("/v2/info/import", self.methods, allow_head=False)
         router.add_get("/v2/info/stores", self.list_stores, allow_head=False)
         router.add_get("/v2/info/stores/detail", self.detail_stores, allow_head=False)
@@ -61,21 +58,6 @@ class ImportV2:
         wanted = parse_import(await json_body(request, self.limits), request.headers.get(STORE_HEADER))
         await self.imports.start(asking(request), request.match_info["id"], wanted)
         return web.Response(status=202)
-
-    async def image_tasks(self, request: web.Request) -> web.Response:
-        image = await self.images.show(identity(request), request.match_info["id"])
-        jobs = self.imports.tasks(asking(request), image["uuid"])
-        return json_response({"tasks": [self._task(job) for job in jobs]})
-
-    def _task(self, job: Job) -> dict[str, Any]:
-        expires_us = job.updated_us + int(self.limits.import_results_keep_h * HOUR_US)
-        method = {"name": job.method} | ({"uri": job.uri} if job.uri else {})
-        return {
-            "id": job.id, "type": "api_image_import", "status": job.status, "owner": job.project, "user_id": job.user,
-            "image_id": job.uuid, "input": {"image_id": job.uuid, "import_req": {"method": method}}, "result": None,
-            "message": job.message, "request_id": job.request_id, "created_at": timestamp(job.created_us),
-            "updated_at": timestamp(job.updated_us), "expires_at": timestamp(expires_us) if job.done else None,
-        }  # fmt: skip
 
     async def methods(self, request: web.Request) -> web.Response:
         methods = {"description": "Import methods available.", "type": "array", "value": list(self.imports.methods)}

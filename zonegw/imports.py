@@ -18,6 +18,7 @@ from uuid import uuid4
 from zonegw.config import Limits
 from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.errors import BadRequest, Conflict, DataUnavailable, GatewayError, NotFound, Unavailable
+from zonegw.identity import Identity
 from zonegw.image_data import ImageData, Source
 from zonegw.images import Changes, Image, Images, Request
 from zonegw.import_jobs import Job, Jobs
@@ -316,9 +317,8 @@ class Imports:
 
     # Tasks, as Glance calls jobs.
 
-    def tasks(self, request: Request, uuid: str | None = None) -> list[Job]:
-        """Jobs that this client may know of, newest first; of one image, if it is named."""
-        who = request.who
+    def tasks(self, who: Identity, uuid: str | None = None) -> list[Job]:
+        """Jobs that `who` may know of, newest first; of one image, if it is named."""
         found = [job for job in self.jobs.all() if who.is_admin or job.project == who.project]
         return [job for job in reversed(found) if uuid in (None, job.uuid)]
 

@@ -37,6 +37,7 @@ from zonegw.placement import Placement
 from zonegw.status import Status
 from zonegw.store import Store, Txn
 from zonegw.stores import Stores
+from zonegw.tasks_v2 import TasksV2
 from zonegw.uplink import Uplink
 from zonegw.write_queue import WriteQueue
 from zonegw.zones import Zones
@@ -210,6 +211,7 @@ class Gateway:
         importing = ImportV2(self.images, self.image_data, self.imports, self.stores, limits)
         ImagesV2(self.images, self.image_data, limits, links, downloads, importing.headers).add_routes(app.router)
         importing.add_routes(app.router)
+        TasksV2(self.images, self.imports).add_routes(app.router)
         members = Members(self.images)
         SharingV2(self.images, members).add_routes(app.router)
         if self.config.v1:

@@ -8,7 +8,7 @@ withdrawn there, and its note kept until that zone has answered.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from zonegw.config import Limits
@@ -139,9 +139,10 @@ class Placement:
             away: set[str] = set()
             for key in await self._listed("far_garbage"):
                 await self._withdraw(key, away)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.far_garbage_retry_s if away else None):
-                    await self._far_garbage.wait()
+            if away:
+                await asyncio.sleep(self._limits.far_garbage_retry_s)
+            else:
+                await self._far_garbage.wait()
 
     async def _withdraw(self, key: str, away: set[str]) -> None:
         zone = self._store.read().row("far_garbage", key.encode())["zone"]

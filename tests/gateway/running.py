@@ -25,7 +25,10 @@ from zonegw.write_queue import WriteQueue
 WAIT_S = 20.0
 PATCH_TYPE = "application/openstack-images-v2.1-json-patch"
 NOWHERE = "http://127.0.0.1:1"
-USERS = {"alice": ("demo", ["member"]), "bob": ("other", ["member"]), "root": ("admin", ["admin"])}
+USERS = {
+    "alice": ("demo", ["member"]), "bob": ("other", ["member"]), "root": ("admin", ["admin"]),
+    "nova": ("service", ["service"]),
+}  # fmt: skip
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -65,7 +65,7 @@ async def test_every_schema_names_its_properties(tmp_path: Path, name: str) -> N
         assert schema["properties"]
 
 
-async def test_tasks_are_listed_as_none_and_a_task_is_not_found(tmp_path: Path) -> None:
+async def test_without_imports_no_task_is_listed_and_none_is_found(tmp_path: Path) -> None:
     async with running(tmp_path) as zone:
         assert (await zone.get("/v2/tasks?limit=20&sort_key=status&sort_dir=desc"))["tasks"] == []
         assert await zone.status("GET", "/v2/tasks/1") == 404

@@ -293,3 +293,34 @@ async def test_usage_counts_the_images_of_the_callers_project(tmp_path: Path) ->
             "image_size_total": 3, "image_stage_total": 1, "image_count_total": 3, "image_count_uploading": 1,
         }  # fmt: skip
         assert {row["limit"] for row in usage.values()} == {-1}
+
+
+async def test_imports_are_the_tasks_of_their_project(tmp_path: Path) -> None:
+    async with running(tmp_path) as zone:
+        images = [await zone.create(name=f"{n}", **FORMATS) for n in range(3)]
+        for image in images:
+            assert await stage(zone, image, b"x") == 204
+            await imported(zone, image, method("glance-direct"))
+        page = await zone.get("/v2/tasks?limit=2")
+        assert [task["image_id"] for task in page["tasks"]] == [images[2]["id"], images[1]["id"]]
+        assert "message" not in page["tasks"][0]
+        rest = await zone.get(page["next"])
+        assert [task["image_id"] for task in rest["tasks"]] == [images[0]["id"]]
+        assert "next" not in rest
+        task = page["tasks"][0]
+        shown = await zone.get(task["self"])
+        assert (shown["status"], shown["input"]["image_id"]) == ("success", images[2]["id"])
+        assert (await zone.get("/v2/tasks?status=failure"))["tasks"] == []
+        oldest = await zone.get("/v2/tasks?sort_key=created_at&sort_dir=asc")
+        assert [row["image_id"] for row in oldest["tasks"]] == [image["id"] for image in images]
+        assert (await zone.get("/v2/tasks", user="bob"))["tasks"] == []
+        assert await zone.status("GET", task["self"], user="bob") == 404
+        assert len((await zone.get("/v2/tasks", user="root"))["tasks"]) == 3
+        for bad in ("limit=x", "marker=x", "sort_key=owner", "sort_dir=up"):
+            assert await zone.status("GET", f"/v2/tasks?{bad}") == 400
+    async with running(tmp_path, import_results_max=1) as zone:
+        assert len((await zone.get("/v2/tasks"))["tasks"]) == 3
+        another = await zone.create(name="another", **FORMATS)
+        assert await stage(zone, another, b"x") == 204
+        await imported(zone, another, method("glance-direct"))
+        assert [row["image_id"] for row in (await zone.get("/v2/tasks"))["tasks"]] == [another["id"]]

@@ -23,6 +23,8 @@ from tests.gateway.test_imports import (
     start,
 )
 from tests.registry import Registry, registry
+from zonegw.data_stores.filesystem import mint_key
+from zonegw.errors import DataUnavailable
 
 TO_AMS = OCTETS | {"X-Image-Meta-Store": "ams"}
 
@@ -273,3 +275,53 @@ async def test_data_reach_another_zone_while_the_registry_is_away(tmp_path: Path
         await two.cluster.start("a")
         await seen(two.ams, image, stores={"ams"})
         assert await two.ams.data(image) == BLOB
+
+
+async def test_services_and_administrators_are_told_where_data_lie_and_tenants_are_not(tmp_path: Path) -> None:
+    async with two_zones(tmp_path) as two:
+        image = await two.fra.create_active(BLOB, name="n", visibility="community")
+        shown = await imported(two.fra, image, method("copy-image") | {"stores": ["ams"]})
+        assert "locations" not in shown
+        assert "direct_url" not in shown
+        assert not [row for row in (await two.fra.get("/v2/images"))["images"] if "locations" in row]
+        for user in ("nova", "root"):
+            told = await two.fra.get(image["self"], user=user)
+            assert [place["metadata"]["store"] for place in told["locations"]] == ["fra", "ams"]
+            assert told["direct_url"] == told["locations"][0]["url"] == files(two.fra)[0].as_uri()
+            assert told["locations"][1]["url"].startswith("zonegw://ams/default/")
+
+
+async def test_data_that_come_after_they_were_given_up_are_not_kept(tmp_path: Path) -> None:
+    """A sender that died is asked by nobody any more, so the receiver must remember."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"late"
+
+    async with two_zones(tmp_path) as two:
+        image, key = await two.fra.create(name="n"), mint_key()
+        await two.fra.gateway.interzone.withdraw("ams", key)
+        with pytest.raises(DataUnavailable):
+            await two.fra.gateway.interzone.write("ams", key, image["id"], body())
+        await no_bytes(two.ams)
+
+
+async def test_data_that_are_still_coming_in_are_withdrawn_later(tmp_path: Path) -> None:
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"first"
+        begun.set()
+        await goes_on.wait()
+        yield b"last"
+
+    async with two_zones(tmp_path) as two:
+        image, key = await two.fra.create(name="n"), mint_key()
+        writing = asyncio.create_task(two.fra.gateway.interzone.write("ams", key, image["id"], body()))
+        await begun.wait()
+        await until(lambda: two.ams.gateway.store.read().count("uploads") == 1, "the data to come in")
+        with pytest.raises(DataUnavailable):
+            await two.fra.gateway.interzone.withdraw("ams", key)
+        goes_on.set()
+        assert (await writing).size == len(b"firstlast")
+        await two.fra.gateway.interzone.withdraw("ams", key)
+        await no_bytes(two.ams)

@@ -5,5 +5,6 @@ A request's way through the modules:
   drainer -> uplink -> registry           pending writes, in order, exactly once
   registry -> uplink -> feed_consumer -> catalogue
   data_stores, data_cache, interzone      image bytes: own, other zones', for other zones
+  imports, staging, placement             image bytes on their way into stores, here and in other zones
 main wires them; config holds every bound; errors holds every refusal.
 """

@@ -28,6 +28,7 @@ from zonegw.images_v1 import ImagesV1
 from zonegw.images_v2 import ImagesV2
 from zonegw.images_v2_import import ImportV2
 from zonegw.images_v2_sharing import SharingV2
+from zonegw.images_v2_tasks import TasksV2
 from zonegw.imports import Imports
 from zonegw.interzone import InterzoneClient
 from zonegw.interzone_app import build_app
@@ -37,7 +38,6 @@ from zonegw.placement import Placement
 from zonegw.status import Status
 from zonegw.store import Store, Txn
 from zonegw.stores import Stores
-from zonegw.tasks_v2 import TasksV2
 from zonegw.uplink import Uplink
 from zonegw.write_queue import WriteQueue
 from zonegw.zones import Zones

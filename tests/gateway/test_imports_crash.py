@@ -14,6 +14,8 @@ from tests.gateway.running import WAIT_S, plain_tokens, running, until
 from tests.gateway.test_crash import process
 from tests.gateway.test_imports import BLOB, FORMATS, OCTETS, files, imported, job_is_over, method, no_bytes
 from tests.gateway.web_source import web_source
+from tests.registry import registry
+from zonegw.data_stores.filesystem import Stored
 
 
 @contextlib.asynccontextmanager
@@ -94,3 +96,47 @@ async def test_what_was_staged_before_a_kill_is_imported_after_it(tmp_path: Path
     async with running(tmp_path) as zone:
         assert (await imported(zone, image, method("glance-direct")))["status"] == "active"
         assert await zone.data(image) == BLOB
+
+
+async def test_an_import_to_two_stores_that_was_killed_between_them_ends_with_one_copy_in_each(tmp_path: Path) -> None:
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+    async with (
+        registry(tmp_path) as cluster,
+        running(tmp_path / "ams", registry=cluster, zone="ams", gateway="ams-1") as ams,
+    ):
+        await ams.drained()
+        write = ams.gateway.data.write
+
+        async def held(key: str, body: AsyncIterator[bytes]) -> Stored:
+            begun.set()
+            await goes_on.wait()
+            return await write(key, body)
+
+        ams.gateway.data.write = held  # type: ignore[method-assign]
+        async with killed(tmp_path / "fra", registry=cluster) as (http, url):
+            await knows_store(http, url, "ams")
+            image = await created(http, url)
+            async with http.put(f"{url}{image['self']}/stage", data=BLOB, headers=OCTETS) as answer:
+                assert answer.status == 204
+            body = method("glance-direct") | {"all_stores": True}
+            async with http.post(f"{url}{image['self']}/import", json=body) as answer:
+                assert answer.status == 202
+            await begun.wait()
+        goes_on.set()
+        async with running(tmp_path / "fra", registry=cluster) as fra:
+            await until(lambda: job_is_over(fra, image), "the import to end")
+            assert (await fra.get(image["self"]))["stores"] == "fra,ams"
+            await until(lambda: len(files(fra)) == len(files(ams)) == 1, "what the first life left behind to go")
+            await until(lambda: fra.gateway.store.read().count("far_garbage") == 0, "the note of it to go")
+            assert await fra.data(image) == BLOB
+
+
+async def knows_store(http: aiohttp.ClientSession, url: str, name: str) -> None:
+    """Wait until the gateway lists the store as one that can be reached."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            async with http.get(f"{url}/v2/info/stores") as answer:
+                rows = (await answer.json())["stores"]
+            if any(row["id"] == name and row["reachable"] == "true" for row in rows):
+                return
+            await asyncio.sleep(0.05)

@@ -16,6 +16,7 @@ from tests.gateway.test_imports import (
     OCTETS,
     files,
     imported,
+    job_is_over,
     last_message,
     method,
     no_bytes,
@@ -23,7 +24,7 @@ from tests.gateway.test_imports import (
     start,
 )
 from tests.registry import Registry, registry
-from zonegw.data_stores.filesystem import mint_key
+from zonegw.data_stores.filesystem import Stored, mint_key
 from zonegw.errors import DataUnavailable
 
 TO_AMS = OCTETS | {"X-Image-Meta-Store": "ams"}
@@ -97,10 +98,10 @@ async def test_an_upload_for_another_zones_store_goes_there_and_nowhere_else(tmp
         await seen(two.ams, image, status="active", stores={"ams"})
         assert await two.ams.data(image) == BLOB
         assert await two.fra.data(image) == BLOB
-        two.ams.gateway.deposits.settle()
-        assert two.ams.gateway.store.read().count("deposits") == 0
+        assert two.ams.gateway.store.read().count("deposits") == 1
         assert await two.fra.status("DELETE", image["self"]) == 204
         await no_bytes(two.ams)
+        assert two.ams.gateway.store.read().count("deposits") == 0
 
 
 async def test_a_store_that_is_unknown_or_away_is_refused_and_the_data_are_not_kept_here_instead(
@@ -324,4 +325,45 @@ async def test_data_that_are_still_coming_in_are_withdrawn_later(tmp_path: Path)
         goes_on.set()
         assert (await writing).size == len(b"firstlast")
         await two.fra.gateway.interzone.withdraw("ams", key)
+        await no_bytes(two.ams)
+
+
+async def test_a_copy_for_an_image_that_was_deleted_meanwhile_is_withdrawn(tmp_path: Path) -> None:
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+    async with two_zones(tmp_path) as two:
+        write = two.ams.gateway.data.write
+
+        async def held(key: str, body: AsyncIterator[bytes]) -> Stored:
+            stored = await write(key, body)
+            begun.set()
+            await goes_on.wait()
+            return stored
+
+        two.ams.gateway.data.write = held  # type: ignore[method-assign]
+        image = await two.fra.create_active(b"x", name="n")
+        assert await start(two.fra, image, method("copy-image") | {"stores": ["ams"]}) == 202
+        await begun.wait()
+        assert await two.fra.status("DELETE", image["self"]) == 204
+        goes_on.set()
+        await until(lambda: job_is_over(two.fra, image), "the import to end")
+        await no_bytes(two.ams)
+        await no_bytes(two.fra)
+        assert two.fra.gateway.store.read().count("far_garbage") == 0
+
+
+async def test_other_bytes_than_were_sent_are_not_taken_for_the_images(tmp_path: Path) -> None:
+    async with two_zones(tmp_path) as two:
+        write = two.ams.gateway.data.write
+
+        async def spoiled(key: str, body: AsyncIterator[bytes]) -> Stored:
+            async def zeroed() -> AsyncIterator[bytes]:
+                async for piece in body:
+                    yield bytes(len(piece))
+
+            return await write(key, zeroed())
+
+        two.ams.gateway.data.write = spoiled  # type: ignore[method-assign]
+        image = await two.fra.create(name="n", **FORMATS)
+        assert await two.fra.status("PUT", f"{image['self']}/file", data=BLOB, headers=TO_AMS) == 503
+        assert (await two.fra.get(image["self"]))["status"] == "queued"
         await no_bytes(two.ams)

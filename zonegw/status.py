@@ -112,7 +112,8 @@ class Status:
             "store_used_bytes": self.store.used_bytes(),
             "data_used_bytes": self.data.used_bytes,
             "cache_used_bytes": self.cache.used_bytes, "staged_images": read.count("staged"),
-            "deposits": read.count("deposits"), "far_garbage": read.count("far_garbage"), "uptime_s": time.monotonic() - self.started,
+            "deposits": read.count("deposits"), "far_garbage": read.count("far_garbage"),
+            "uptime_s": time.monotonic() - self.started,
             "errors": {
                 name: error
                 for name, error in (

@@ -99,7 +99,7 @@ async def test_an_upload_for_another_zones_store_goes_there_and_nowhere_else(tmp
         assert await two.ams.data(image) == BLOB
         assert await two.fra.data(image) == BLOB
         assert two.ams.gateway.store.read().count("deposits") == 1
-        assert await two.fra.status("DELETE", image["self"]) == 204
+        assert await two.ams.status("DELETE", image["self"]) == 204
         await no_bytes(two.ams)
         assert two.ams.gateway.store.read().count("deposits") == 0
 

@@ -8,6 +8,7 @@ registered them in a registry that this zone can't see yet.
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from itertools import islice
 from uuid import UUID
 
 from zonegw.data_stores.filesystem import FilesystemStore, Stored
@@ -24,6 +25,7 @@ class Deposits:
         self._store = images.store
         self._data = data
         self._withdrawn: OrderedDict[str, None] = OrderedDict()
+        self._next = b""
 
     async def accept(self, zone: str, uuid: str, key: str, body: AsyncIterator[bytes]) -> Stored:
         """Keep `body` under `key` for image `uuid`, durably. What ends it early leaves nothing behind."""
@@ -82,10 +84,12 @@ class Deposits:
         return NotFound("no such deposit here")
 
     def settle(self) -> None:
-        """Forget the rows of deposits that an image owns by now."""
+        """Forget the rows of deposits that an image owns by now: a bounded number is looked at, then the next ones."""
         read = self._store.read()
-        owned = [key for key, _ in read.scan("deposits") if self._is_settled(read, key)]
-        if owned:
+        batch = self._images.limits.prune_batch_max
+        keys = [key for key, _ in islice(read.scan("deposits", self._next), batch)]
+        self._next = keys[-1] + b"\x00" if len(keys) == batch else b""
+        if owned := [key for key in keys if self._is_settled(read, key)]:
             with self._store.transaction() as txn:
                 for key in owned:
                     txn.delete("deposits", key)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.running import Zone, running, until
+from tests.gateway.test_drainer import HeldLink
 from tests.gateway.test_imports import (
     BLOB,
     FORMATS,
@@ -367,3 +368,34 @@ async def test_other_bytes_than_were_sent_are_not_taken_for_the_images(tmp_path:
         assert await two.fra.status("PUT", f"{image['self']}/file", data=BLOB, headers=TO_AMS) == 503
         assert (await two.fra.get(image["self"]))["status"] == "queued"
         await no_bytes(two.ams)
+
+
+async def test_two_sides_that_remove_the_two_copies_at_once_leave_one(tmp_path: Path) -> None:
+    async with two_zones(tmp_path) as two, two.cluster.client() as client:
+        image = await two.fra.create_active(BLOB, name="n")
+        await imported(two.fra, image, method("copy-image") | {"stores": ["ams"]})
+        await two.fra.drained()
+        keys = {row["zone"]: row["key"] for row in (await seen(two.ams, image, stores={"fra", "ams"}))["locations"]}
+        gate = asyncio.Event()
+        two.fra.gateway.drainer._link = HeldLink(two.fra.gateway.uplink, gate)
+        assert await two.fra.status("DELETE", f"/v2/stores/ams/{image['id']}") == 204
+        await client.update_image(image["id"], remove_locations=[keys["fra"]])
+        gate.set()
+        await two.fra.drained_but_parked()
+        assert (await client.get_image(image["id"]))["locations"][0]["key"] == keys["ams"]
+        await no_bytes(two.fra)
+        assert await two.fra.data(image) == BLOB
+        parked = list(two.fra.gateway.queue.parked(two.fra.gateway.store.read()))
+        assert [row["reason"]["code"] for row in parked] == ["invalid"]
+
+
+async def test_rows_of_deposits_that_images_own_are_forgotten_some_at_a_time(tmp_path: Path) -> None:
+    async with two_zones(tmp_path, prune_batch_max=2) as two:
+        for n in range(3):
+            image = await two.fra.create(name=f"{n}", **FORMATS)
+            assert await two.fra.status("PUT", f"{image['self']}/file", data=b"x", headers=TO_AMS) == 204
+        await seen(two.ams, image, stores={"ams"})
+        for _ in range(3):
+            two.ams.gateway.deposits.settle()
+        assert two.ams.gateway.store.read().count("deposits") == 0
+        assert len(files(two.ams)) == 3

@@ -110,8 +110,7 @@ class Imports:
             raise BadRequest(f"Unknown import method name '{method}'; there are: {', '.join(self.methods)}")
         if wanted.uri is not None:
             self._web.check(wanted.uri)
-        job = self.jobs.latest(image["uuid"])
-        if job is not None and not job.done:
+        if self._is_busy(image["uuid"]):
             raise Conflict("an import of this image is under way: wait for it")
         if status != NEEDED_STATUS[method]:
             raise Conflict(f"{method} needs an image that is {NEEDED_STATUS[method]}, this one is {status}")
@@ -120,6 +119,10 @@ class Imports:
                 raise Conflict(f"'{name}' needs to be set before import")
         if method == GLANCE_DIRECT and self.staging.get(image["uuid"]) is None:
             raise Conflict("the image's data are still being staged: wait for it")
+
+    def _is_busy(self, uuid: str) -> bool:
+        job = self.jobs.latest(uuid)
+        return job is not None and not job.done
 
     def _targets(self, image: Image, wanted: Wanted) -> list[str]:
         """Zones to bring the data to, the own one first: it costs nothing."""
@@ -307,12 +310,12 @@ class Imports:
     async def _sweep(self) -> None:
         """Drop staged bytes that nobody came to import."""
         while True:
-            with self._images.store.transaction() as txn:
-                for uuid in self.staging.expired():
-                    job = self.jobs.latest(uuid)
-                    if job is None or job.done:
+            expired = [uuid for uuid in self.staging.expired() if not self._is_busy(uuid)]
+            if expired:
+                with self._images.store.transaction() as txn:
+                    for uuid in expired:
                         self.staging.drop(txn, uuid)
-            self._placement.wake()
+                self._placement.wake()
             await asyncio.sleep(SWEEP_S)
 
     # Tasks, as Glance calls jobs.

@@ -1,11 +1,13 @@
 """Staging and import into the own zone, which needs no registry."""
 
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raftreg import cluster_init
 from tests.gateway.running import Zone, running, until
 from tests.gateway.web_source import INTERNAL, web_source
 from zonegw.config import MIB
@@ -254,6 +256,20 @@ async def test_a_source_above_the_largest_image_and_one_without_progress_are_giv
         await imported(zone, image, method("web-download", uri=source.url("/held")))
         assert await last_message(zone, image)
         await no_bytes(zone)
+
+
+async def test_a_source_whose_certificate_nobody_trusts_is_refused(tmp_path: Path) -> None:
+    plan = cluster_init.Plan([cluster_init.PlannedPeer("a", "127.0.0.1:9", "127.0.0.1:10")])
+    cluster_init.initialise(tmp_path / "cluster", plan, offline=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own = tmp_path / "cluster" / "a" / "tls"
+    tls.load_cert_chain(own / "cert.pem", own / "key.pem")
+    async with web_source(BLOB, tls) as source, running(tmp_path / "fra", more=source.allowed()) as zone:
+        image = await zone.create(name="n", **FORMATS)
+        url = source.url("/image").replace("http:", "https:")
+        assert (await imported(zone, image, method("web-download", uri=url)))["status"] == "queued"
+        assert "certificate" in (await last_message(zone, image)).lower()
+        assert source.asked == []
 
 
 async def test_deleting_an_image_ends_its_import(tmp_path: Path) -> None:

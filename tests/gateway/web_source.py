@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -67,15 +68,15 @@ class WebSource:
 
 
 @contextlib.asynccontextmanager
-async def web_source(blob: bytes) -> AsyncIterator[WebSource]:
+async def web_source(blob: bytes, tls: ssl.SSLContext | None = None) -> AsyncIterator[WebSource]:
     source = WebSource(blob)
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", source.answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, ALLOWED, 0).start()
+    await web.TCPSite(runner, ALLOWED, 0, ssl_context=tls).start()
     source.port = runner.addresses[0][1]
-    await web.TCPSite(runner, INTERNAL, source.port).start()
+    await web.TCPSite(runner, INTERNAL, source.port, ssl_context=tls).start()
     try:
         yield source
     finally:

@@ -102,6 +102,7 @@ def test_lists_are_filtered_sorted_and_paged(glance: Commands, data: Path) -> No
     assert names(glance, "--name", two) == [two]
     assert names(glance, *ours, "--disk-format", "qcow2") == []
     assert names(glance, *ours, "--owner", "demo") == [one, two, three]
+    assert names(glance, *ours, "--changes-since", "2020-01-01T00:00:00") == [one, two, three]
 
 
 def test_an_image_is_shared_without_being_accepted(
@@ -128,6 +129,11 @@ def test_images_are_deleted_by_number_and_by_name(glance: Commands) -> None:
     glance("image-delete", number, second)
     assert not {first, second} & set(names(glance))
     glance.refused("image-show", number)
+
+
+def test_data_that_lie_elsewhere_are_refused_with_a_sentence(glance: Commands) -> None:
+    for option in ("--location", "--copy-from"):
+        assert "400" in glance.refused("image-create", "--name", fresh("v1"), *FORMATS, option, "http://192.0.2.1/x")
 
 
 def test_a_protected_image_is_not_deleted(glance: Commands) -> None:

@@ -119,6 +119,23 @@ def test_data_are_copied_to_another_zone_unless_that_is_cut_off(
     soon(lambda: shown(place, image)["stores"] == "fra", "ams has given them up")
 
 
+def test_data_go_to_the_store_that_was_chosen_or_nowhere(
+    glance: Commands, place: Place, data: Path, tmp_path: Path
+) -> None:
+    own = create(glance, "own store", "--file", str(data), "--store", "fra")
+    assert shown(place, own)["stores"] == "fra"
+    image = create(glance, "other store")
+    uploading = ("image-upload", image, "--file", str(data), "--store", "ams")
+    if place.cut_off:
+        assert "503" in glance.refused(*uploading)
+        assert shown(place, image)["status"] == "queued"
+        return
+    glance(*uploading)
+    assert shown(place, image)["stores"] == "ams"
+    glance("image-download", image, "--file", str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == DATA
+
+
 def test_an_unknown_store_is_named(glance: Commands, place: Place, data: Path) -> None:
     image = create(glance, "copied", "--file", str(data))
     body = json.dumps({"method": {"name": "copy-image"}, "stores": ["nowhere"]})

@@ -42,6 +42,10 @@ COMMANDS: list[Callable[[str, str], tuple[str, ...]]] = [
     lambda image, file: ("image-tag-delete", image, SECRET),
     lambda image, file: ("image-deactivate", image),
     lambda image, file: ("image-reactivate", image),
+    lambda image, file: ("image-stage", image, "--file", file),
+    lambda image, file: ("image-import", image, "--import-method", "copy-image", "--all-stores", "True"),
+    lambda image, file: ("image-tasks", image),
+    lambda image, file: ("stores-delete", "--store", "fra", image),
     lambda image, file: ("member-list", "--image-id", image),
     lambda image, file: ("member-get", image, "other"),
     lambda image, file: ("member-create", image, "other"),
@@ -55,7 +59,7 @@ def test_a_command_about_it_is_told_that_there_is_none(
     bob: Commands, private: str, command: Callable[[str, str], tuple[str, ...]], data: Path
 ) -> None:
     said = bob.refused(*command(private, str(data)))
-    assert "404" in said or "No image with an ID" in said, said
+    assert "404" in said or "No image with an ID" in said or "not found" in said, said
     assert SECRET not in said
     assert "demo" not in said
 

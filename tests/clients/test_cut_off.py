@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import DATA, FETCH_IDLE_S, Place, cut_off, fresh, glance_of, openstack_of, soon
+from tests.clients.conftest import DATA, FETCH_IDLE_S, SOON_S, Place, cut_off, fresh, glance_of, openstack_of, soon
 from tests.clients.driving import Commands, Libraries, Refused, Shell
+from zonegw.config import Limits
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +41,35 @@ def test_an_image_made_while_cut_off_reaches_the_other_zone_when_the_link_is_bac
     soon(lambda: other("image-show", image).properties.get("changed") == "yes", "ams has all of it")
     other("image-download", image, "--file", str(tmp_path / "copy"))
     assert (tmp_path / "copy").read_bytes() == DATA
+
+
+def test_a_user_of_openstackclient_does_not_notice_a_short_outage(a_place: Place, shell: Shell) -> None:
+    """The client comes again when the refusal told it to; meanwhile the link is healed."""
+    openstack, value = openstack_of(a_place, shell, a_place.alice), fresh("value")
+
+    def refused() -> bool:
+        count = 'zonegw_requests_total{route="PATCH /v2/images/{id}",status="503"}'
+        return count in a_place.ask("GET", "/metrics")[1].decode()
+
+    with cut_off(a_place), ThreadPoolExecutor(1) as threads:
+        done = threads.submit(openstack, "image", "set", "--property", f"outage={value}", a_place.of_ams)
+        soon(refused, "the change is refused")
+        a_place.cluster.heal_zone("fra")
+        done.result(SOON_S)
+    assert value in a_place.ask("GET", f"/v2/images/{a_place.of_ams}")[1].decode()
+
+
+def test_work_on_own_images_does_not_wait_for_the_link(place_cut_off: Place, libraries: Libraries, data: Path) -> None:
+    images = libraries.glanceclient(place_cut_off.url, place_cut_off.alice.token).images
+    began = time.monotonic()
+    image = images.create(name=fresh("own"), disk_format="raw", container_format="bare")["id"]
+    images.upload(image, data)
+    images.update(image, flavour="small")
+    assert images.get(image)["status"] == "active"
+    assert images.data(image) == DATA
+    assert image in [found["id"] for found in images.list()]
+    images.delete(image)
+    assert time.monotonic() - began < Limits().uplink_deadline_s
 
 
 COMMANDS: list[Callable[[str], tuple[str, ...]]] = [

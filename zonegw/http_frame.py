@@ -38,7 +38,9 @@ REVISION = "X-Zonegw-Revision"
 # Paths outside of the API, which Glance answers with its versions.
 OTHER_PATHS = "/{other:(?!v2(?:/|$)|zonegw/).+}"
 OTHER_PATHS_BESIDE_V1 = "/{other:(?!v1/|v2(?:/|$)|zonegw/).+}"
-OPEN_ROUTES = frozenset({"/", "/versions", "/v2", "/healthcheck", "/metrics", "/zonegw/v1/status", "/{other}"})
+OPEN_ROUTES = frozenset({
+    "/", "/versions", "/v2", "/healthcheck", "/metrics", "/zonegw/v1/status", "/zonegw/v1/openapi.json", "/{other}",
+})  # fmt: skip
 
 
 class Freshness(Protocol):

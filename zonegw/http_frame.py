@@ -36,8 +36,9 @@ IDENTITY = web.RequestKey("identity", Identity)
 # A client that sends back what it got never sees an older catalogue, whichever gateway it asks.
 REVISION = "X-Zonegw-Revision"
 # Paths outside of the API, which Glance answers with its versions.
-OTHER_PATHS = "/{other:(?!v2(?:/|$)|zonegw/).+}"
-OTHER_PATHS_BESIDE_V1 = "/{other:(?!v1/|v2(?:/|$)|zonegw/).+}"
+_INSIDE = "v2(?:/|$)|zonegw/|(?:versions|healthcheck|metrics)$"
+OTHER_PATHS = f"/{{other:(?!{_INSIDE}).+}}"
+OTHER_PATHS_BESIDE_V1 = f"/{{other:(?!v1/|{_INSIDE}).+}}"
 OPEN_ROUTES = frozenset({
     "/", "/versions", "/v2", "/healthcheck", "/metrics", "/zonegw/v1/status", "/zonegw/v1/openapi.json", "/{other}",
 })  # fmt: skip

@@ -78,6 +78,9 @@ def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> 
         except (TimeoutError, GatewayError) as error:
             refusal = error if isinstance(error, GatewayError) else Unavailable("this took too long")
             response = error_response(request, refusal)
+        except web.RequestPayloadError:
+            said = "the body can't be read: it is not what Content-Encoding or Transfer-Encoding says"
+            response = error_response(request, BadRequest(said))
         except (ConnectionResetError, asyncio.CancelledError):
             raise
         except Exception:

@@ -81,6 +81,7 @@ def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> 
         except web.RequestPayloadError:
             said = "the body can't be read: it is not what Content-Encoding or Transfer-Encoding says"
             response = error_response(request, BadRequest(said))
+            response.force_close()  # what follows on the connection is no request
         except (ConnectionResetError, asyncio.CancelledError):
             raise
         except Exception:

@@ -49,7 +49,14 @@ class Catalogue:
     def known(self, txn: Txn, uuid: str) -> bool:
         """Whether the UUID names or named an image, as far as this zone remembers."""
         key = key_of(uuid)
-        return txn.get("catalogue", key) is not None or txn.get("overlay", key) is not None
+        return any(txn.get(table, key) is not None for table in ("catalogue", "overlay", "deleted"))
+
+    def remember_deleted(self, txn: Txn, uuid: str, rows_max: int) -> None:
+        """Note that the UUID is used up, for the registry gives it to no other image. Beyond `rows_max` some are
+        forgotten, whichever they are."""
+        txn.put("deleted", key_of(uuid), b"")
+        if txn.count("deleted") > rows_max:
+            txn.delete("deleted", next(txn.scan("deleted"))[0])
 
     def registered(self, txn: Txn, uuid: str) -> Image | None:
         """The image as the registry has it: the catalogue's or the acked one, whichever is newer."""

@@ -88,6 +88,8 @@ class Limits:
     list_scan_max: int = 20_000
     # Of such scans for one page of v1, which has no `next`: a million rows, some ten seconds.
     list_full_scans_max: int = 50
+    # UUIDs of deleted images, which a create can't have again; some tens of MiB.
+    deleted_uuids_max: int = 1_000_000
     # Rows read between two turns of the loop.
     list_chunk_rows: int = 500
     # Images with equal first sort key that are put in order in memory.

@@ -55,6 +55,6 @@ def announced_size(request: web.Request) -> int | None:
     text = request.headers.get("x-openstack-image-size")
     if text is None:
         return request.content_length
-    if not (text.isascii() and text.isdigit()):
-        raise BadRequest(f"x-openstack-image-size must be a whole number, not {text!r}")
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise BadRequest(f"x-openstack-image-size must be a whole number, not {text!r:.60}")
     return int(text)

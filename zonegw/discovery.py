@@ -1,5 +1,6 @@
-"""What clients ask before they use the API: versions, schemas, metadata definitions."""
+"""What clients ask before they use the API: versions, schemas, metadata definitions, the OpenAPI document."""
 
+import importlib.resources
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ from zonegw.policy import Policy
 CURRENT = "v2.17"
 SUPPORTED = tuple(f"v2.{minor}" for minor in (15, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0))
 NAMESPACES_DEFAULT, NAMESPACES_LIMIT = 25, 1000
+# Written by hand; tests compare it with the routes and with answers.
+OPENAPI = importlib.resources.files("zonegw") / "openapi.json"
 
 
 @dataclass(slots=True)
@@ -24,6 +27,8 @@ class Discovery:
     policy: Policy
     metadefs: Metadefs
     versions_v1: tuple[str, ...] = field(default=())
+    # Read at the start: a release that is being replaced on disk must not describe the next one.
+    described: bytes = field(default_factory=OPENAPI.read_bytes)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         router.add_get("/", self.choice, allow_head=False)
@@ -32,6 +37,7 @@ class Discovery:
         router.add_get("/v2/schemas/{name:.+}", self.schema, allow_head=False)
         router.add_get("/v2/metadefs/namespaces", self.namespaces, allow_head=False)
         router.add_get("/v2/metadefs/namespaces/{name}", self.namespace, allow_head=False)
+        router.add_get("/zonegw/v1/openapi.json", self.openapi, allow_head=False)
         router.add_route("*", OTHER_PATHS_BESIDE_V1 if self.versions_v1 else OTHER_PATHS, self.choice)
 
     # Versions.
@@ -57,6 +63,9 @@ class Discovery:
         }
 
     # Descriptions.
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.described, content_type="application/json")
 
     async def schema(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]

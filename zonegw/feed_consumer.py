@@ -124,6 +124,8 @@ class FeedConsumer:
         removed = self._catalogue.removed_locations(txn, message)
         if removed:
             self.on_removed(txn, removed)
+        if message.get("deleted"):
+            self._catalogue.remember_deleted(txn, message["uuid"], self._limits.deleted_uuids_max)
         return self._catalogue.apply_change(txn, message)
 
     def _heard(self, message: dict[str, Any]) -> None:

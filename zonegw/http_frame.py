@@ -36,9 +36,12 @@ IDENTITY = web.RequestKey("identity", Identity)
 # A client that sends back what it got never sees an older catalogue, whichever gateway it asks.
 REVISION = "X-Zonegw-Revision"
 # Paths outside of the API, which Glance answers with its versions.
-OTHER_PATHS = "/{other:(?!v2(?:/|$)|zonegw/).+}"
-OTHER_PATHS_BESIDE_V1 = "/{other:(?!v1/|v2(?:/|$)|zonegw/).+}"
-OPEN_ROUTES = frozenset({"/", "/versions", "/v2", "/healthcheck", "/metrics", "/zonegw/v1/status", "/{other}"})
+_INSIDE = "v2(?:/|$)|zonegw/|(?:versions|healthcheck|metrics)$"
+OTHER_PATHS = f"/{{other:(?!{_INSIDE}).+}}"
+OTHER_PATHS_BESIDE_V1 = f"/{{other:(?!v1/|{_INSIDE}).+}}"
+OPEN_ROUTES = frozenset({
+    "/", "/versions", "/v2", "/healthcheck", "/metrics", "/zonegw/v1/status", "/zonegw/v1/openapi.json", "/{other}",
+})  # fmt: skip
 
 
 class Freshness(Protocol):
@@ -75,6 +78,10 @@ def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> 
         except (TimeoutError, GatewayError) as error:
             refusal = error if isinstance(error, GatewayError) else Unavailable("this took too long")
             response = error_response(request, refusal)
+        except web.RequestPayloadError:
+            said = "the body can't be read: it is not what Content-Encoding or Transfer-Encoding says"
+            response = error_response(request, BadRequest(said))
+            response.force_close()  # what follows on the connection is no request
         except (ConnectionResetError, asyncio.CancelledError):
             raise
         except Exception:

@@ -83,11 +83,11 @@ def _operation(content_type: str, operation: Any) -> tuple[str, str, Any]:
 
 
 def _pointer(path: Any) -> str:
-    """The name in a JSON pointer of one step."""
+    """The name in a JSON pointer of one step; of two only below `locations`, which no client writes."""
     if not isinstance(path, str) or not path.startswith("/"):
         raise BadRequest(f"Pointer {path!r} must start with '/'.")
-    name = path[1:]
-    if not name or "/" in name.removeprefix("tags/").removeprefix("locations/"):
+    name = "locations" if path.startswith("/locations/") else path[1:]
+    if not name or "/" in name:
         raise BadRequest(f"Pointer {path!r} does not name an attribute of the image.")
     if "~" in name.replace("~0", "").replace("~1", ""):
         raise BadRequest(f"Pointer {path!r} contains '~' not part of a recognized escape sequence.")

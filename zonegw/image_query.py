@@ -120,7 +120,10 @@ def _members(name: str, text: str) -> frozenset[str]:
     """A comma list with optional double quotes."""
     if text.count('"') % 2:
         raise BadRequest(f"Invalid filter value {text!r} for {name}: a double quote is not closed")
-    rows = list(csv.reader(io.StringIO(text), skipinitialspace=True))
+    try:
+        rows = list(csv.reader(io.StringIO(text), skipinitialspace=True))
+    except csv.Error:
+        raise BadRequest(f"Invalid filter value {text!r:.60} for {name}: put double quotes around it") from None
     return frozenset(rows[0] if rows else ())
 
 

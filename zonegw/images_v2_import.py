@@ -103,7 +103,7 @@ def parse_import(body: Any, store: str | None) -> Wanted:
     if not isinstance(name, str) or not isinstance(method, dict):
         raise BadRequest("Import request requires a 'method' field with a 'name'.")
     uri = method.get("uri")
-    if (name == WEB_DOWNLOAD) != isinstance(uri, str):
+    if not isinstance(uri, str | None) or (uri is not None) != (name == WEB_DOWNLOAD):
         raise BadRequest(f"'uri' is required for the {WEB_DOWNLOAD} method, and for no other")
     stores = _stores(body, store)
     return Wanted(

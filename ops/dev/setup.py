@@ -61,6 +61,8 @@ class Environment:
 DEVELOPMENT = Environment(ROOT / ".venv", ("build.txt", "dev.txt"), with_product=True)
 # The OpenStack client, unmodified: its dependencies must not mix with ours.
 CLIENTS = Environment(RUN_DIR / "clients" / "venv", ("build.txt", "clients.txt"), with_product=False)
+# Schemathesis, for the slow test of the gateway against its OpenAPI document.
+CONTRACT = Environment(RUN_DIR / "contract" / "venv", ("build.txt", "contract.txt"), with_product=False)
 
 
 def prepare(*environments: Environment) -> None:

@@ -88,7 +88,8 @@ class FilesystemStore:
 
     async def delete(self, key: str) -> None:
         """Remove the bytes; those that are gone already are no error."""
-        self.used_bytes -= await asyncio.to_thread(_remove, self.path(key))
+        freed = await asyncio.to_thread(_remove, self.path(key))
+        self.used_bytes -= freed  # not around the await: what others take or free meanwhile would be forgotten
 
 
 class _Writer:

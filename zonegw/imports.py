@@ -88,21 +88,29 @@ class Imports:
     # Requests.
 
     async def start(self, request: Request, uuid: str, wanted: Wanted) -> None:
-        """Acknowledge an import: from then on it goes on by itself. Raises what Glance does."""
+        """Acknowledge an import: from then on it goes on by itself. Raises what Glance does, and DataUnavailable where
+        none of its stores can be reached now: who asks hears of it at once."""
         uuid = uuid.lower()
-        action = _action(wanted.method)
-        image = self._images.writable(self._images.store.read(), request.who, uuid, action)
-        self._check(image, wanted)
-        targets = self._targets(image, wanted)
+        targets = self._startable(request, uuid, wanted)
+        if await self._stores.asked(targets):
+            # Another import may have begun while the other zones were asked.
+            targets = self._startable(request, uuid, wanted)
         if not targets:
             return await self._images.store.durable()
-        if len(self.jobs.unfinished()) >= self._limits.imports_pending_max:
-            raise Unavailable("too many imports at once (limits.imports_pending_max)")
         job = self._job(request, uuid, wanted, targets)
         with self._images.store.transaction(grows=True) as txn:
             self.jobs.save(txn, job)
         await self._images.store.durable()
         return self._waiting.put_nowait(job)
+
+    def _startable(self, request: Request, uuid: str, wanted: Wanted) -> list[str]:
+        """Zones to bring the data to, if the import may begin now."""
+        image = self._images.writable(self._images.store.read(), request.who, uuid, _action(wanted.method))
+        self._check(image, wanted)
+        targets = self._targets(image, wanted)
+        if targets and len(self.jobs.unfinished()) >= self._limits.imports_pending_max:
+            raise Unavailable("too many imports at once (limits.imports_pending_max)")
+        return targets
 
     def _check(self, image: Image, wanted: Wanted) -> None:
         method, status = wanted.method, image["status"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from zonegw.config import Limits
-from zonegw.errors import BadRequest
+from zonegw.errors import BadRequest, DataUnavailable
 from zonegw.placement import DEFAULT_STORE
 
 
@@ -44,6 +44,14 @@ class Stores:
         names = self.names()
         answers = await asyncio.gather(*(self._reaches(name) for name in names))
         return dict(zip(names, answers, strict=True))
+
+    async def asked(self, names: list[str]) -> bool:
+        """Whether other zones had to be asked. Raises DataUnavailable where none of the stores can be reached."""
+        if not names or self.zone in names:
+            return False
+        if not any(await asyncio.gather(*(self._far.reaches(name) for name in names))):
+            raise DataUnavailable(f"zone {' and zone '.join(names)} can't be reached now")
+        return True
 
     async def _reaches(self, name: str) -> bool:
         if name == self.zone:

@@ -352,6 +352,20 @@ async def test_a_copy_for_an_image_that_was_deleted_meanwhile_is_withdrawn(tmp_p
         assert two.fra.gateway.store.read().count("far_garbage") == 0
 
 
+async def test_an_import_for_other_zones_of_which_none_answers_is_refused_at_once(tmp_path: Path) -> None:
+    async with two_zones(tmp_path) as two:
+        image = await two.fra.create_active(BLOB, name="n")
+        for runner in two.ams.gateway._runners:
+            await runner.cleanup()
+        async with two.fra.ask(
+            "POST", f"{image['self']}/import", json=method("copy-image") | {"stores": ["ams"]}
+        ) as answer:
+            assert answer.status == 503
+            assert "zone ams" in await answer.text()
+            assert answer.headers["Retry-After"]
+        assert (await two.fra.get(image["self"])).get("os_glance_importing_to_stores", "") == ""
+
+
 async def test_other_bytes_than_were_sent_are_not_taken_for_the_images(tmp_path: Path) -> None:
     async with two_zones(tmp_path) as two:
         write = two.ams.gateway.data.write

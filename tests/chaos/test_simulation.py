@@ -38,6 +38,7 @@ def simulate(directory: Path, *arguments: object) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.slow
 def test_schedules_end_with_a_verdict_that_counts_what_they_did(tmp_path: Path) -> None:
     done = simulate(tmp_path, "--seeds", 4, "--base", 40)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -66,6 +67,7 @@ def test_a_run_that_is_stopped_says_what_it_did_until_then(
     assert "PASS" not in said
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_events_again(tmp_path: Path) -> None:
     """Also in another process, and beside other seeds."""
     alone = simulate(tmp_path, "--seeds", 1, "--base", 51, "--peers", 5, "--observers", 1, "--trace")
@@ -75,6 +77,7 @@ def test_a_seed_gives_the_same_events_again(tmp_path: Path) -> None:
     assert digest.findall(alone.stdout) == digest.findall(again.stdout) != []
 
 
+@pytest.mark.slow
 def test_a_violation_is_told_with_its_last_events_and_the_command_that_repeats_it(tmp_path: Path) -> None:
     done = simulate(tmp_path, "--seeds", 1, "--base", MISSED_BY["reads-have-a-barrier"], "--peers", 3, "--without",
                     "reads-have-a-barrier")  # fmt: skip
@@ -93,6 +96,7 @@ def test_without_a_rule_a_schedule_ends_in_a_violation(tmp_path: Path, rule: str
     assert simulate(tmp_path, "--seeds", 1, "--base", seed, "--peers", 3).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_rule_that_no_schedule_misses_fails_the_run(tmp_path: Path) -> None:
     done = simulate(tmp_path, "--seeds", 1, "--base", 40, "--peers", 3, "--without", "chunks-commit-nothing",
                     "--faults", "lost-request", "flap", "clock-jump")  # fmt: skip

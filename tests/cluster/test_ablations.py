@@ -153,6 +153,7 @@ def test_without_a_rule_some_schedule_ends_in_a_violation(
     pytest.fail(f"{len(seeds)} schedules found nothing wrong")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ["ABC", "ABCDE"])
 def test_with_all_rules_no_busy_schedule_ends_in_a_violation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str

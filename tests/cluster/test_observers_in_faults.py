@@ -95,6 +95,7 @@ def schedule(
     made.cluster.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [("ABC", seed) for seed in range(SEEDS)] + [("ABCDE", seed) for seed in range(SEEDS // 2)],

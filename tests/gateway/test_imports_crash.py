@@ -17,6 +17,9 @@ from tests.gateway.web_source import web_source
 from tests.registry import registry
 from zonegw.data_stores.filesystem import Stored
 
+# Processes are started, killed and started again.
+pytestmark = pytest.mark.slow
+
 
 @contextlib.asynccontextmanager
 async def killed(directory: Path, **options: Any) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:

@@ -1,6 +1,6 @@
 """A cluster of real processes whose zone fra can be cut off, and the unmodified clients in it.
 
-Everything is made once for a module: `uplink` runs its tests twice, online and cut off from the registry and the other
+Everything is made once, and `place` runs a module's tests twice, online and cut off from the registry and the other
 zone. When a zone is healed again, all that its clients did must reach the registry, with nothing parked.
 """
 
@@ -108,7 +108,7 @@ def source(home: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One registry peer is enough: what is tested is the zone's side."""
     limits = {"fetch_idle_max_s": FETCH_IDLE_S}
@@ -137,7 +137,7 @@ def a_person(cluster: Cluster, project: str, *roles: str) -> Person:
     return Person(project, create_token(tokens, user=project, project=project, roles=list(roles)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def a_place(cluster: Cluster, libraries: Libraries, home: Path) -> Place:
     """fra, online, with two images that it knows from ams."""
     ams, fra = cluster.zones["ams"], cluster.zones["fra"]

@@ -145,8 +145,8 @@ def test_a_public_image_is_an_administrators(openstack: Commands, place: Place, 
 def test_what_the_service_offers_is_told(openstack: Commands) -> None:
     assert "fra" in [row["ID"] for row in openstack("image", "stores", "list", "-f", "json").json]
     assert "glance-direct" in openstack("image", "import", "info", "-f", "json").json["import-methods"]
-    assert openstack("image", "task", "list", "-f", "json").json == []
-    openstack("image", "metadef", "namespace", "list", "-f", "json")
+    for listing in (("task", "list"), ("metadef", "namespace", "list")):
+        assert isinstance(openstack("image", *listing, "-f", "json").json, list)
 
 
 def test_a_client_without_authentication_discovers_the_version_at_the_root(place: Place, shell: Shell) -> None:

@@ -74,6 +74,8 @@ async def test_a_patch_can_name_nothing_below_tags_and_no_location(zone: Zone) -
 async def test_a_wrong_method_of_a_path_of_ours_is_told_so_and_not_the_versions(zone: Zone) -> None:
     for path in ("/versions", "/healthcheck", "/metrics", "/zonegw/v1/status"):
         assert await zone.status("POST", path) == 405
+    for method in ("HEAD", "PUT", "DELETE"):
+        assert await zone.status(method, "/v1/images/detail") == 405
     assert await zone.status("POST", "/elsewhere") == 300
 
 

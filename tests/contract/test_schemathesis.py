@@ -90,7 +90,8 @@ async def schemathesis(gateway: Running, user: str, directory: Path) -> tuple[in
     options = {
         "--url": gateway.url, "--header": f"X-Auth-Token: {gateway.tokens[user]}", "--seed": SEED,
         "--max-examples": EXAMPLES, "--checks": ",".join(CHECKS), "--request-timeout": "20",
-        "--phases": PHASES[user], "--generation-database": "none", "--suppress-health-check": "all", "--warnings": "off",
+        "--phases": PHASES[user], "--generation-database": "none", "--suppress-health-check": "all",
+        "--warnings": "off",
     }  # fmt: skip
     command = [PROGRAM, "--config-file", HERE / "schemathesis.toml", "--no-color", "run", "--no-shrink"]
     command += [part for option in options.items() for part in option]

@@ -24,7 +24,8 @@ from zonegw.stores import Stores
 from zonegw.v1_headers import Meta
 
 VERSIONS = ("v1.1", "v1.0")
-_IMAGE = "/v1/images/{id}"
+# The list with details is no image: its other methods are wrong ones.
+_IMAGE = "/v1/images/{id:(?!detail$)[^/]+}"
 _MEMBER = _IMAGE + "/members/{member}"
 
 

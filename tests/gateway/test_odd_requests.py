@@ -12,6 +12,7 @@ from tests.registry import registry
 from zonegw.data_stores.filesystem import FilesystemStore, mint_key
 
 OCTETS = {"Content-Type": "application/octet-stream"}
+JSON_BUT_NO_TEXT: tuple[object, ...] = ([], {}, 1, True)
 UUID = "11111111-2222-4333-8444-555555555555"
 
 
@@ -59,7 +60,7 @@ async def test_a_body_that_is_not_in_its_content_encoding_is_refused_and_nothing
 async def test_a_uri_that_is_no_text_is_refused_with_every_method_of_import(zone: Zone) -> None:
     image = await zone.create(disk_format="raw", container_format="bare")
     for name in ("glance-direct", "copy-image", "web-download"):
-        for uri in ([], {}, 1, True):
+        for uri in JSON_BUT_NO_TEXT:
             body = {"method": {"name": name, "uri": uri}}
             assert await zone.status("POST", f"{image['self']}/import", json=body) == 400
 
@@ -74,6 +75,8 @@ async def test_a_patch_can_name_nothing_below_tags_and_no_location(zone: Zone) -
 async def test_a_wrong_method_of_a_path_of_ours_is_told_so_and_not_the_versions(zone: Zone) -> None:
     for path in ("/versions", "/healthcheck", "/metrics", "/zonegw/v1/status"):
         assert await zone.status("POST", path) == 405
+    for method in ("HEAD", "PUT", "DELETE"):
+        assert await zone.status(method, "/v1/images/detail") == 405
     assert await zone.status("POST", "/elsewhere") == 300
 
 

@@ -24,6 +24,11 @@ def test_what_render_writes_is_what_load_reads(tmp_path: Path) -> None:
     assert (loaded.limits.runway_h, loaded.limits.uploads_max) == (12, 3)
 
 
+def test_a_time_may_have_a_fraction_even_where_its_default_has_none(tmp_path: Path) -> None:
+    (tmp_path / "zonegw.toml").write_text(GOOD.replace("runway_h = 12", "uplink_deadline_s = 2.5"))
+    assert config.load(tmp_path / "zonegw.toml").limits.uplink_deadline_s == 2.5
+
+
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [

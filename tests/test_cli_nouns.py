@@ -146,6 +146,7 @@ def test_a_write_that_is_repeated_with_its_key_happens_once(running: Path) -> No
     assert "[idempotency_mismatch]" in said("image", "create", "--name", "other", "--key", "the-key", status=1)
 
 
+@pytest.mark.slow
 def test_a_write_without_an_answer_ends_with_3_and_the_key_to_repeat_it_with() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

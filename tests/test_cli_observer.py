@@ -48,6 +48,7 @@ def certificate(directory: Path) -> Subject | None:
     return subject_of(decoded)
 
 
+@pytest.mark.slow
 def test_an_observer_is_added_to_a_cluster_served_and_shown(directory: Path) -> None:
     raftreg("init", directory, *peer_arguments("a"))
     where = address()

@@ -103,6 +103,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return checkout
 
 
+@pytest.mark.slow
 def test_two_set_ups_at_once_make_one_environment(made: Checkout) -> None:
     assert made.installed("alpha") == "1.0"
 
@@ -111,6 +112,7 @@ def test_an_environment_that_is_up_to_date_is_left_alone_and_needs_no_package_so
     assert made.prepare(PIP_FIND_LINKS="/nonexistent") == (0, "")
 
 
+@pytest.mark.slow
 def test_a_changed_lock_installs_the_new_version_and_removes_what_it_names_no_more(made: Checkout) -> None:
     made.lock(made.offer("alpha", "2.0"), made.offer("beta", "1.0"))
     assert made.prepare()[0] == 0
@@ -120,6 +122,7 @@ def test_a_changed_lock_installs_the_new_version_and_removes_what_it_names_no_mo
     assert (made.installed("alpha"), made.installed("beta")) == ("2.0", None)
 
 
+@pytest.mark.slow
 def test_a_package_that_is_not_what_was_locked_is_refused_and_set_up_starts_again_next_time(made: Checkout) -> None:
     before = (made.root / "ops" / "locks" / "test.txt").read_text()
     good = made.offer("gamma", "1.0")

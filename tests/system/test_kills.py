@@ -45,6 +45,7 @@ async def rounds(cluster: Cluster, path: Path, seed: int, count: int) -> None:
     assert sum(operation.acknowledged for operation in operations) > len(operations) / 2
 
 
+@pytest.mark.slow
 async def test_killed_peers_lose_no_acknowledged_write(make_cluster: MakeCluster, tmp_path: Path, seed: int) -> None:
     await rounds(make_cluster(gateways={}), tmp_path / "history.jsonl", seed, count=4)
 

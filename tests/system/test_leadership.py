@@ -38,6 +38,7 @@ async def raftreg(cluster: Cluster, *arguments: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 async def test_no_request_fails_while_the_lead_is_given_away_ten_times(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(gateways={}, peer_timing=STEADY)
     await asyncio.to_thread(cluster.start)

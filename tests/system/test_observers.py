@@ -47,6 +47,7 @@ async def started(make_cluster: MakeCluster, *observers: str) -> Cluster:
     return cluster
 
 
+@pytest.mark.slow
 async def test_a_far_observer_answers_all_reads_and_refuses_writes(make_cluster: MakeCluster) -> None:
     cluster = await started(make_cluster, "ams")
     await asyncio.to_thread(cluster.delay_observer, "ams", _FAR_MS)
@@ -73,6 +74,7 @@ async def test_a_far_observer_answers_all_reads_and_refuses_writes(make_cluster:
     assert set(seen["peers"]) == set(cluster.peers) - {leader}
 
 
+@pytest.mark.slow
 async def test_an_observer_s_feed_and_bootstrap_come_from_its_own_state(make_cluster: MakeCluster) -> None:
     cluster = await started(make_cluster, "ams")
     async with voters(cluster) as registry, asking(cluster, "ams") as ask:
@@ -143,6 +145,7 @@ async def test_observers_that_come_and_go_fail_no_write(make_cluster: MakeCluste
                 assert len(names(await ask("GET", "images"))) == 6
 
 
+@pytest.mark.slow
 async def test_an_observer_alone_with_one_voter_of_three_makes_no_quorum(make_cluster: MakeCluster) -> None:
     cluster = await started(make_cluster, "ams", "fra")
     leader = await asyncio.to_thread(cluster.wait_leader)

@@ -112,6 +112,7 @@ async def test_a_peer_whose_power_failed_rejoins_the_others_and_nothing_is_lost(
     assert verdict.ok, f"seed {seed}: {verdict.problems}\n" + "\n".join(disks.drawn)
 
 
+@pytest.mark.slow
 async def test_power_failures_of_a_gateway_lose_no_acknowledged_backup(
     make_cluster: MakeCluster, library: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -136,6 +137,7 @@ async def test_power_failures_of_a_gateway_lose_no_acknowledged_backup(
         await zones.judge()
 
 
+@pytest.mark.slow
 async def test_a_registry_whose_disks_lose_synced_writes_is_found_out(
     make_cluster: MakeCluster, library: Path, tmp_path: Path, seed: int
 ) -> None:

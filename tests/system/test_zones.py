@@ -45,6 +45,7 @@ async def test_a_zone_cut_off_takes_backups_and_drains_them_later(
         await zones.judge()
 
 
+@pytest.mark.slow
 async def test_a_gateway_killed_during_a_backup_job_loses_nothing_that_it_acknowledged(
     make_cluster: MakeCluster, tmp_path: Path, seed: int
 ) -> None:

@@ -109,6 +109,7 @@ async def test_three_peers_become_five_and_keep_what_they_have(directory: Path) 
         assert await numbers(directory) == [1, 2, 3]
 
 
+@pytest.mark.slow
 async def test_an_address_changes_and_the_set_stays(directory: Path) -> None:
     raftreg("init", directory, *peer_arguments("abc"))
     with contextlib.ExitStack() as stack:
@@ -191,6 +192,7 @@ def peer_of(machine: Path) -> str:
     return f"{own.name}={own.raft_listen},{own.api_listen}"
 
 
+@pytest.mark.slow
 def test_a_change_that_was_cut_off_is_visible_and_done_again(directory: Path) -> None:
     """The power fails between the store and the configuration of a; b and c are untouched."""
     raftreg("init", directory, *peer_arguments("abc"))
@@ -254,6 +256,7 @@ def test_somebody_who_answers_stops_a_change(directory: Path) -> None:
 # -- rejoin -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_rolled_back_disk_rejoins_with_one_command_and_keeps_the_old_store_aside(directory: Path) -> None:
     raftreg("init", directory, *peer_arguments("abc"))
     with contextlib.ExitStack() as stack:

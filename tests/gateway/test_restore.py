@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from raftreg import backup, main
 from raftreg.backup import Label
 from raftreg.commands import EPOCH_IDS_SKIPPED
@@ -69,6 +71,7 @@ async def numbers_by_uuid(cluster: Registry) -> dict[str, int]:
         return {image["uuid"]: image["number"] for image in images}
 
 
+@pytest.mark.slow
 async def test_a_cluster_under_load_is_restored_and_its_zones_go_on(tmp_path: Path) -> None:
     file = tmp_path / "registry.backup"
     async with (

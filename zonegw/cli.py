@@ -5,7 +5,6 @@ import asyncio
 import importlib.metadata
 import json
 import logging
-import os
 import sys
 import urllib.error
 import urllib.request
@@ -20,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from zonegw import auth, config
+from zonegw.cli_control import config_argument, configured
 from zonegw.errors import ConfigError
 from zonegw.main import serve
 from zonegw.store import unpack
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 STATUS_TIMEOUT_S = 5
-CONFIG_VARIABLE = "ZONEGW_CONFIG"
 
 EXAMPLES = """examples:
   zonegw serve --config zonegw.toml
@@ -44,10 +43,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("serve", help="run the gateway")
-    _config_argument(run)
+    config_argument(run)
     run.set_defaults(run=_serve)
     status = commands.add_parser("status", help="show the state of a running gateway")
-    _config_argument(status)
+    config_argument(status)
     status.add_argument("--endpoint", help="URL of the gateway, instead of --config")
     status.add_argument("--json", action="store_true", help="print the document")
     status.set_defaults(run=_status)
@@ -57,15 +56,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _config_argument(command: argparse.ArgumentParser) -> None:
-    default = os.environ.get(CONFIG_VARIABLE)
-    command.add_argument("--config", type=Path, default=default, help=f"default: ${CONFIG_VARIABLE}")
-
-
 def _token_parser(commands: Any) -> None:
     token = commands.add_parser("token", help="tokens of the token file").add_subparsers(required=True, metavar="VERB")
     create = token.add_parser("create", help="make a token and print it; only its digest is kept")
-    _config_argument(create)
+    config_argument(create)
     create.add_argument("--file", type=Path, help="token file, instead of the configuration's")
     create.add_argument("--user", required=True)
     create.add_argument("--project", required=True)
@@ -77,7 +71,7 @@ def _parked_parser(commands: Any) -> None:
     group = commands.add_parser("parked", help="writes that the registry refused")
     parked = group.add_subparsers(required=True, metavar="VERB")
     listing = parked.add_parser("list", help="show them, oldest first; also while the gateway runs")
-    _config_argument(listing)
+    config_argument(listing)
     listing.add_argument("--json", action="store_true", help="print one JSON document")
     listing.set_defaults(run=_list_parked)
 
@@ -95,14 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
-def _configured(arguments: argparse.Namespace) -> config.Config:
-    if arguments.config is None:
-        raise ConfigError(f"name the configuration: --config FILE, or ${CONFIG_VARIABLE}")
-    return config.load(Path(arguments.config))
-
-
 def _serve(arguments: argparse.Namespace) -> int:
-    chosen = _configured(arguments)
+    chosen = configured(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(chosen))
@@ -115,7 +103,7 @@ def _own_url(chosen: config.Config) -> str:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    endpoint = arguments.endpoint or _own_url(_configured(arguments))
+    endpoint = arguments.endpoint or _own_url(configured(arguments))
     try:
         with urllib.request.urlopen(f"{endpoint.rstrip('/')}/zonegw/v1/status", timeout=STATUS_TIMEOUT_S) as answer:
             document = json.load(answer)
@@ -158,7 +146,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _create_token(arguments: argparse.Namespace) -> int:
-    path = arguments.file or _configured(arguments).auth.tokens_file
+    path = arguments.file or configured(arguments).auth.tokens_file
     if path is None:
         raise ConfigError("the configuration has no auth.tokens_file; name one with --file")
     roles = arguments.roles or ["member"]
@@ -167,7 +155,7 @@ def _create_token(arguments: argparse.Namespace) -> int:
 
 
 def _list_parked(arguments: argparse.Namespace) -> int:
-    rows = parked_rows(_configured(arguments).data_dir / "store")
+    rows = parked_rows(configured(arguments).data_dir / "store")
     if arguments.json:
         print(json.dumps(rows, indent=2, default=_printable))
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from zonegw import images_v1, metadefs, store_identity, tls
+from zonegw import control, images_v1, metadefs, store_identity, tls
 from zonegw.auth import Authenticator
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
@@ -155,6 +155,7 @@ class Gateway:
             app = build_app(self.data, self.deposits, self.config.zone, self.config.limits)
             context = tls.server_context(self.config.tls)
             self.interzone_address = await self._listen(app, self.config.interzone_listen, context)
+        await self._serve_operators()
         for name, work in self._work().items():
             task = asyncio.create_task(work, name=name)
             task.add_done_callback(self._ended)
@@ -189,6 +190,17 @@ class Gateway:
         await self.interzone.close()
         await self.uplink.close()
         self.store.close()
+
+    async def _serve_operators(self) -> None:
+        """On a socket in the data directory, which is gone when this process is."""
+        runner = web.AppRunner(self._control_app(), access_log=None)
+        await runner.setup()
+        self._runners.append(runner)
+        await web.SockSite(runner, control.listening(self.config.data_dir)).start()
+
+    def _control_app(self) -> web.Application:
+        nouns: list[control.Noun] = []
+        return control.build_app(nouns, self.config.limits)
 
     async def _listen(self, app: web.Application, address: tuple[str, int], ssl: Any) -> tuple[str, int]:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=self.config.limits.shutdown_grace_s)

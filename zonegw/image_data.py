@@ -172,9 +172,9 @@ class ImageData:
         ]
 
     def _url(self, location: Location) -> str:
-        if location["zone"] == self._own.zone and is_key(location["key"]):
-            if path := self._own.file(location["store"], location["key"]):
-                return path.absolute().as_uri()
+        own = location["zone"] == self._own.zone and is_key(location["key"])
+        if own and (path := self._own.file(location["store"], location["key"])):
+            return path.absolute().as_uri()
         return f"zonegw://{location['zone']}/{location['store']}/{location['key']}"
 
     def cached(self) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def parse(tables: Any, base: Path) -> tuple[StoreConfig, ...]:
 def _entry(table: Mapping[str, Any], base: Path) -> StoreConfig:
     kind = table.get("type")
     if kind not in KINDS:
-        raise ConfigError(f'[[stores]]: type must be one of "{'", "'.join(KINDS)}", not {kind!r}')
+        raise ConfigError(f"[[stores]]: type must be one of {', '.join(KINDS)}, not {kind!r}")
     where, wanted = f"[[stores]] {table.get('name')!r}", KINDS[kind]
     _check_keys(where, table, wanted)
     values = {
@@ -123,7 +123,7 @@ def _check_keys(where: str, table: Mapping[str, Any], wanted: type[StoreConfig])
 def _value(where: str, value: Any, wanted: type[StoreConfig], name: str, base: Path) -> Any:
     hint = get_type_hints(wanted)[name]
     kind = next(iter(kind for kind in get_args(hint) if kind is not type(None)), hint)
-    if type(value) is not (str if kind is Path else kind) or value == "" or (kind is int and value <= 0):
+    if type(value) is not (str if kind is Path else kind) or (value <= 0 if type(value) is int else value == ""):
         said = {bool: "true or false", int: "a positive whole number"}.get(kind, "a text")
         raise ConfigError(f"{where} must be {said}")
     if kind is Path:

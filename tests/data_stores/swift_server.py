@@ -1,30 +1,34 @@
 """A real Swift on loopback: proxy, account, container and object server, each a process, with one device and one copy.
 
-async with swift(tmp_path) as server:
-    server.auth_url, server.key, server.s3_url
+with swift(tmp_path) as server:
+    server.auth_url, server.url for S3, server.key_file
 
 Its tokens are Fernet tokens, so that there is nothing of them to be remembered, and no memcached.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
+import subprocess
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import aiohttp
 
-from ops.dev import environment, setup
-from tests.registry import free_ports, until
+from ops.dev import environment, processes, setup
+from tests.registry import free_ports
 
 ACCOUNT, USER, KEY = "images", "gateway", "s3cr3t"
 READER = "reader"
 MIB = 1 << 20
 SERVERS = ("account", "container", "object", "proxy")
+# Four interpreters that load much, on a busy machine.
+START_S = 90.0
+ASK_S = 10.0
 STOP_S = 10.0
 
 _COMMON = """[DEFAULT]
@@ -42,7 +46,7 @@ pipeline = {server}-server
 [app:{server}-server]
 use = egg:swift#{server}
 """
-# Segments are small, so that tests of large objects are not.
+# Segments may be small, so that tests of large objects are; and they are deleted at once, for there is no expirer.
 _PROXY = """[pipeline:main]
 pipeline = catch_errors gatekeeper healthcheck proxy-logging s3api tempauth copy container-quotas \
 account-quotas slo dlo proxy-server
@@ -76,6 +80,7 @@ use = egg:swift#account_quotas
 [filter:slo]
 use = egg:swift#slo
 min_segment_size = 1
+allow_async_delete = false
 [filter:dlo]
 use = egg:swift#dlo
 """
@@ -87,7 +92,7 @@ class Swift:
     def __init__(self, directory: Path, token_life_s: int) -> None:
         self.directory = directory
         self.ports = dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True))
-        self._running: dict[str, asyncio.subprocess.Process] = {}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._configure(token_life_s)
 
     @property
@@ -98,12 +103,16 @@ class Swift:
     def auth_url(self) -> str:
         return f"{self.url}/auth/v1.0"
 
+    @property
+    def key_file(self) -> Path:
+        return self.directory / "key"
+
     def _configure(self, token_life_s: int) -> None:
         (self.directory / "disk").mkdir(parents=True)
         (self.directory / "swift.conf").write_text(
             "[swift-hash]\nswift_hash_path_suffix = test\n[storage-policy:0]\nname = one\ndefault = yes\n"
         )
-        (self.directory / "key").write_text(KEY)
+        self.key_file.write_text(KEY)
         for server in SERVERS:
             values: dict[str, Any] = {
                 "directory": self.directory, "port": self.ports[server], "server": server, "account": ACCOUNT,
@@ -114,39 +123,47 @@ class Swift:
             text = (_COMMON + (_PROXY if server == "proxy" else _STORAGE)).format(**values)
             (self.directory / f"{server}.conf").write_text(text)
 
-    async def make_rings(self) -> None:
-        rings = [f"{server}={self.ports[server]}" for server in SERVERS if server != "proxy"]
-        process = await asyncio.create_subprocess_exec(
-            str(setup.SWIFT.python), "-I", str(Path(__file__).with_name("make_rings.py")), str(self.directory), *rings,
-            env=environment.clean(os.environ),
-        )  # fmt: skip
-        assert await process.wait() == 0
-
-    async def start(self, *servers: str) -> None:
+    def start(self, *servers: str) -> None:
+        """Start the named ones, or all of them for the first time."""
+        if not servers:
+            self._make_rings()
         for server in servers or SERVERS:
             with (self.directory / f"{server}.log").open("ab") as log:
-                self._running[server] = await asyncio.create_subprocess_exec(
-                    str(setup.SWIFT.python), "-I", str(setup.SWIFT.command(f"swift-{server}-server")),
-                    str(self.directory / f"{server}.conf"), "--verbose",
-                    env=environment.clean(os.environ), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                self._running[server] = subprocess.Popen(
+                    [
+                        setup.SWIFT.python, "-I", setup.SWIFT.command(f"swift-{server}-server"),
+                        self.directory / f"{server}.conf", "--verbose",
+                    ],
+                    env=environment.clean(os.environ), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 )  # fmt: skip
-        await until(self._answers)
+        assert processes.wait_until(self._answers, START_S), self.log()
 
-    async def _answers(self) -> bool:
-        """Whether an account can be made, for which all storage servers are needed but the object server."""
-        for server, process in self._running.items():
-            if process.returncode is not None:
-                raise AssertionError((self.directory / f"{server}.log").read_text())
-        async with aiohttp.ClientSession() as http:
-            try:
-                async with http.get(f"{self.url}/healthcheck") as answer:
-                    if answer.status != 200:
-                        return False
-                headers = await self.login(http)
-                async with http.put(f"{self.account_url}/ready", headers=headers) as answer:
-                    return answer.status in (201, 202)
-            except aiohttp.ClientError:
-                return False
+    def _make_rings(self) -> None:
+        rings = [f"{server}={self.ports[server]}" for server in SERVERS if server != "proxy"]
+        maker = Path(__file__).with_name("make_rings.py")
+        subprocess.run(
+            [setup.SWIFT.python, "-I", maker, self.directory, *rings], env=environment.clean(os.environ), check=True
+        )
+
+    def _answers(self) -> bool:
+        """Whether a container can be made and an object be put."""
+        assert all(process.poll() is None for process in self._running.values()), self.log()
+        try:
+            return all(self._put(path) for path in ("ready", "ready/object"))
+        except OSError:
+            return False
+
+    def _put(self, path: str) -> bool:
+        login = Request(self.auth_url, headers={"X-Auth-User": f"{ACCOUNT}:{USER}", "X-Auth-Key": KEY})
+        with urlopen(login, timeout=ASK_S) as answer:
+            token = answer.headers["X-Auth-Token"]
+        url = f"{self.account_url}/{path}"
+        with urlopen(Request(url, b"", {"X-Auth-Token": token}, method="PUT"), timeout=ASK_S) as answer:
+            return answer.status in (201, 202)
+
+    def log(self) -> str:
+        """The ends of what the servers said."""
+        return "\n".join((self.directory / f"{server}.log").read_text()[-2000:] for server in self._running)
 
     @property
     def account_url(self) -> str:
@@ -170,17 +187,15 @@ class Swift:
         status, text = await self.ask("GET", container)
         return text.split() if status == 200 else []
 
-    async def stop(self, *servers: str) -> None:
+    def stop(self, *servers: str) -> None:
         for server in servers or list(self._running):
             process = self._running.pop(server)
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
+            process.terminate()
             try:
-                async with asyncio.timeout(STOP_S):
-                    await process.wait()
-            except TimeoutError:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
                 process.kill()
-                await process.wait()
+                process.wait()
 
 
 def why_not() -> str | None:
@@ -190,12 +205,11 @@ def why_not() -> str | None:
     return None if hasattr(os, "setxattr") else "Swift's object server needs extended attributes"
 
 
-@contextlib.asynccontextmanager
-async def swift(directory: Path, *, token_life_s: int = 3600) -> AsyncIterator[Swift]:
+@contextlib.contextmanager
+def swift(directory: Path, *, token_life_s: int = 3600) -> Iterator[Swift]:
     server = Swift(directory / "swift", token_life_s)
     try:
-        await server.make_rings()
-        await server.start()
+        server.start()
         yield server
     finally:
-        await server.stop()
+        server.stop()

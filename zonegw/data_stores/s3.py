@@ -57,11 +57,10 @@ class S3Store:
         """Opened again where the secret has changed."""
         config, found = self._config, secret(self._config.secret_key_file)
         if self._opened is None or found != self._secret:
-            keys = {"access_key_id": config.access_key, "secret_access_key": found} if config.access_key else {}
             self._opened = Bucket(
                 config.bucket, endpoint=config.endpoint, region=config.region, skip_signature=not config.access_key,
-                virtual_hosted_style_request=config.virtual_hosted, client_options=self._client_options(),
-                retry_config=self._retries(), **keys,
+                access_key_id=config.access_key, secret_access_key=found, client_options=self._client_options(),
+                virtual_hosted_style_request=config.virtual_hosted, retry_config=self._retries(),
             )  # fmt: skip
             self._secret = found
         return self._opened
@@ -168,7 +167,7 @@ class S3Store:
         log.warning("store %s: %s", self.name, said)
         if FULL.search(str(error)):
             return StorageFull(f"store {self.name} is full or over its quota; nothing was kept of this upload: {said}")
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
             log.error(
                 "store %s refuses this gateway: look at access_key, secret_key_file and the bucket's rights", self.name
             )

@@ -3,6 +3,7 @@
 A login gives the URL of the account and a token with its time to live; `swift_connection` decides when to log in again.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -30,7 +31,8 @@ class Login(Protocol):
 
 
 def login_of(config: SwiftConfig) -> Login:
-    return {"v1": V1, "v3": V3, "none": Public}[config.auth](config)
+    logins: dict[str, Callable[[SwiftConfig], Login]] = {"v1": V1, "v3": V3, "none": Public}
+    return logins[config.auth](config)
 
 
 class Public:

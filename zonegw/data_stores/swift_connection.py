@@ -38,18 +38,30 @@ class Body:
         self.begun = False
         self.problem: Exception | None = None
         self.watch: asyncio.Timeout | None = None
+        self._left_alone = asyncio.Event()
+        self._left_alone.set()
 
     async def sent(self) -> AsyncIterator[bytes]:
         self.begun = True
-        try:
+        self._within(self._idle_s)
+        while (piece := await self._next()) is not None:
+            yield piece
             self._within(self._idle_s)
-            async for piece in self._pieces:
-                yield piece
-                self._within(self._idle_s)
+        self._within(self._end_s)
+
+    async def _next(self) -> bytes | None:
+        self._left_alone.clear()
+        try:
+            return await anext(self._pieces, None)
         except Exception as error:
             self.problem = error
             raise
-        self._within(self._end_s)
+        finally:
+            self._left_alone.set()
+
+    async def left_alone(self) -> None:
+        """Wait until nobody takes of the stream any more: who sends it may yet be about to stop."""
+        await self._left_alone.wait()
 
     def _within(self, seconds: float) -> None:
         if self.watch is not None:
@@ -74,17 +86,22 @@ class SwiftConnection:
 
     @asynccontextmanager
     async def ask(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, params: Mapping[str, str] | None = None,
-        body: Body | None = None, data: bytes | None = None, also: tuple[int, ...] = (), attempts: int | None = None,
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None, body: Body | None = None, data: bytes | None = None,
+        also: tuple[int, ...] = (), attempts: int | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
         """The answer to one request below the account; a status that is neither good nor in `also` is raised as
         NotFound, StorageFull or DataUnavailable."""
         options: dict[str, Any] = {"headers": dict(headers or {}), "params": params, "data": data}
-        answer = await self._tried(method, path, options, body, attempts or self._limits.store_attempts_max)
-        async with answer:
-            if answer.status not in FINE and answer.status not in also:
-                raise await self._refusal(answer, f"{method} {path}")
-            yield answer
+        try:
+            answer = await self._tried(method, path, options, body, attempts or self._limits.store_attempts_max)
+            async with answer:
+                if answer.status not in FINE and answer.status not in also:
+                    raise await self._refusal(answer, f"{method} {path}")
+                yield answer
+        finally:
+            if body is not None:
+                await body.left_alone()
 
     async def _tried(
         self, method: str, path: str, options: dict[str, Any], body: Body | None, attempts: int

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zonegw import import_rules
+from zonegw import import_rules, store_config
 from zonegw.errors import ConfigError
 from zonegw.import_rules import ImportRules
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
+from zonegw.store_config import StoreConfig
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -116,6 +117,22 @@ class Limits:
     fetch_idle_max_s: float = 10
     fetch_attempts_max: int = 5
     interzone_streams_max: int = 128
+    # Swift and S3: how long a connection may take to come, how long an answer or the next bytes of one, and how long
+    # the last bytes of an upload may take to all their disks. A passing failure is tried again after a delay.
+    store_connect_max_s: float = 5
+    store_idle_max_s: float = 60
+    store_put_wait_max_s: float = 300
+    store_attempts_max: int = 3
+    store_retry_delay_s: float = 0.5
+    # What is read of a store's complaint, for the log and the answer.
+    store_complaint_max_bytes: int = 1000
+    # Swift takes no object above 5 GiB, and by default no manifest of more than 1000 segments.
+    swift_segment_bytes: int = 4 * GIB
+    swift_segments_max: int = 1000
+    # Parts of an S3 upload are held in memory, this many on their way beside the one that fills. S3 takes 10,000.
+    s3_part_bytes: int = 16 * MIB
+    s3_parts_at_once_max: int = 2
+    s3_parts_max: int = 10_000
     # How long another zone may take to bring the last bytes to its disk, which a slow one does in one fsync.
     interzone_put_wait_max_s: float = 300
     # Keys that were withdrawn before their data came: a broken connection holds what was sent on it for moments only.
@@ -190,6 +207,8 @@ class Config:
     protections: PropertyProtections = field(default_factory=PropertyProtections)
     metadefs_dir: Path | None = None
     imports: ImportRules = field(default_factory=ImportRules)
+    # Where image bytes are kept, here and in other zones; without entries below data_dir.
+    stores: tuple[StoreConfig, ...] = ()
     # Whose X-Forwarded-Proto and X-Forwarded-Host are believed, for links in answers.
     trusted_proxies: tuple[Network, ...] = ()
     # Whether the Images API v1 is served, too.
@@ -199,7 +218,7 @@ class Config:
 
 TABLES = {
     "zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "policy", "property_protections",
-    "import", "limits",
+    "import", "stores", "limits",
 }  # fmt: skip
 
 
@@ -236,6 +255,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         protections=PropertyProtections(raw.get("property_protections", ())),
         metadefs_dir=base / _text(images, "metadefs_dir") if "metadefs_dir" in images else None,
         imports=import_rules.parse(_table(raw, "import")),
+        stores=store_config.parse(raw.get("stores", []), base),
         trusted_proxies=_networks(images, "trusted_proxies"),
         v1=_truth(images, "images.v1", default=True),
         limits=_limits(_table(raw, "limits")),
@@ -255,6 +275,8 @@ def _check_together(config: Config) -> None:
         raise ConfigError('auth.methods contains "tokens": set auth.tokens_file (made by `zonegw token create`)')
     if config.tls is None and (config.interzone_listen or any(e.startswith("https:") for e in config.endpoints)):
         raise ConfigError("https endpoints and the interzone listener need [tls] with ca, cert and key")
+    if any(store.zone == config.zone for store in config.stores):
+        raise ConfigError(f"[[stores]]: leave zone out of the entries of this zone's own stores (zone {config.zone})")
     if config.interzone_listen and not config.advertise:
         raise ConfigError(
             'interzone.advertise is missing: write the URL at which other zones reach it, "https://HOST:PORT"'

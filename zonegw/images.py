@@ -323,7 +323,7 @@ class Images:
         for location in locations:
             key = location["key"].encode()
             if location["zone"] == self.zone:
-                txn.put_row("garbage", key, {"since_us": self.catalogue.now_us()})
+                txn.put_row("garbage", key, {"since_us": self.catalogue.now_us(), "store": location["store"]})
                 txn.delete("deposits", key)
             elif location["zone"] is not None:
                 txn.put_row("far_garbage", key, {"zone": location["zone"]})

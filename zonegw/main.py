@@ -14,7 +14,6 @@ from zonegw.auth import Authenticator
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
 from zonegw.data_cache import DataCache
-from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.data_transfer import Downloads
 from zonegw.deposits import Deposits
 from zonegw.discovery import Discovery
@@ -34,6 +33,7 @@ from zonegw.interzone import InterzoneClient
 from zonegw.interzone_app import build_app
 from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
+from zonegw.own_stores import Origins, OwnStores
 from zonegw.placement import Placement
 from zonegw.status import Status
 from zonegw.store import Store, Txn
@@ -72,26 +72,25 @@ class Gateway:
         self.catalogue = Catalogue()
         self._check_identity()
         # Bytes: temporary files of an earlier life are removed here.
-        self.data = FilesystemStore(
-            config.data_dir / "data", max_bytes=limits.data_store_max_bytes,
-            disk_reserve_bytes=limits.disk_reserve_bytes, chunk_bytes=limits.data_chunk_bytes,
-        )  # fmt: skip
+        self.own_stores = OwnStores(config)
+        self.data = self.own_stores.local
         self.uplink = Uplink(config)
         self.zones = Zones(self.store, self.uplink, limits)
         self.interzone = InterzoneClient(self.zones.endpoints, config.tls, limits)
-        self.cache = DataCache(config.data_dir / "cache", self.interzone, limits)
+        origins = Origins(self.own_stores.shared, self.interzone)
+        self.cache = DataCache(config.data_dir / "cache", origins, limits)
         self.images = Images(
             self.store, self.queue, self.ids, self.catalogue, zone=config.zone, gateway=config.gateway, limits=limits,
             policy=config.policy, protections=config.protections,
         )  # fmt: skip
         self.metadefs = metadefs.load(config.metadefs_dir)
-        self.stores = Stores(config.zone, self.zones.with_endpoints, self.interzone, limits)
-        self.placement = Placement(self.store, self.data, self.interzone, config.zone, limits)
+        self.stores = Stores(self.own_stores, self.zones.with_endpoints, self.interzone, limits)
+        self.placement = Placement(self.store, self.own_stores, self.interzone, self.stores.target, limits)
         self.images.on_garbage = self.placement.wake
         with self.store.transaction() as txn:
             self.placement.recover(txn)
-        self.image_data = ImageData(self.images, self.data, self.cache, self.placement, self.stores, limits)
-        self.deposits = Deposits(self.images, self.data)
+        self.image_data = ImageData(self.images, self.own_stores, self.cache, self.placement, self.stores, limits)
+        self.deposits = Deposits(self.images, self.own_stores)
         self.imports = Imports(
             self.images, self.image_data, self.data, self.placement, self.stores, config.imports, limits
         )
@@ -152,7 +151,7 @@ class Gateway:
         # Listeners before the uplink: the zone answers at once, whatever the registry does.
         self.address = await self._listen(self._images_app(), self.config.listen, None)
         if self.config.interzone_listen and self.config.tls:
-            app = build_app(self.data, self.deposits, self.config.zone, self.config.limits)
+            app = build_app(self.own_stores, self.deposits, self.config.limits)
             context = tls.server_context(self.config.tls)
             self.interzone_address = await self._listen(app, self.config.interzone_listen, context)
         await self._serve_operators()
@@ -188,6 +187,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.cache.close()
         await self.interzone.close()
+        await self.own_stores.close()
         await self.uplink.close()
         self.store.close()
 

@@ -15,7 +15,7 @@ from tests.gateway.test_crash import process
 from tests.gateway.test_imports import BLOB, FORMATS, OCTETS, files, imported, job_is_over, method, no_bytes
 from tests.gateway.web_source import web_source
 from tests.registry import registry
-from zonegw.data_stores.filesystem import Stored
+from zonegw.data_stores.interface import Stored
 
 # Processes are started, killed and started again.
 pytestmark = pytest.mark.slow

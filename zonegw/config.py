@@ -12,6 +12,7 @@ from zonegw.errors import ConfigError
 from zonegw.import_rules import ImportRules
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
+from zonegw.tenant_set import query_bytes
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -20,6 +21,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 # The registry remembers 256 results. One of them is the last that was acked, which the handshake names: a batch of 256
 # with a lost answer would push it out, and the session would count as diverged.
 SESSION_WINDOW_MAX = 255
+# As the registry takes them.
+PROJECT_MAX_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,9 @@ class Limits:
     feed_batch_max: int = 256
     # No heartbeat of the feed for so long: the stream is dead even if the connection is not.
     feed_silence_max_s: float = 5
+    # Projects of a tenant set: no more are named to the registry in one request, whose first line they must fit.
+    tenants_max: int = 128
+    tenants_query_max_bytes: int = 7 * KIB
     zones_refresh_s: float = 30
     # How long a client that has seen a newer revision elsewhere waits for this catalogue to reach it.
     revision_wait_max_s: float = 2
@@ -181,6 +187,8 @@ class Config:
     data_dir: Path
     listen: tuple[str, int]
     endpoints: tuple[str, ...]
+    # Projects whose images the catalogue holds, beside what everyone sees; none named: all images.
+    tenants: tuple[str, ...] = ()
     public_url: str | None = None
     interzone_listen: tuple[str, int] | None = None
     advertise: str | None = None
@@ -220,7 +228,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
     images, interzone, registry = (_table(raw, name) for name in ("images", "interzone", "registry"))
     _known(images, "images.", {"listen", "public_url", "trusted_proxies", "metadefs_dir", "v1"})
     _known(interzone, "interzone.", {"listen", "advertise"})
-    _known(registry, "registry.", {"endpoints"})
+    _known(registry, "registry.", {"endpoints", "tenants"})
     config = Config(
         zone=_name(raw, "zone"),
         gateway=_name(raw, "gateway"),
@@ -230,6 +238,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         interzone_listen=_address(interzone, "interzone.listen") if interzone else None,
         advertise=interzone.get("advertise"),
         endpoints=_endpoints(registry),
+        tenants=_tenants(registry),
         tls=_tls(raw, base),
         auth=_auth(_table(raw, "auth"), base),
         policy=Policy(_table(raw, "policy")),
@@ -246,6 +255,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
 
 def _check_together(config: Config) -> None:
     """What one key means for another."""
+    _check_tenants(config)
     if "none" in config.auth.methods and not config.auth.allow_none_off_loopback and not _loopback(config.listen[0]):
         raise ConfigError(
             'auth.methods contains "none" but images.listen is not a loopback address: everyone who reaches it '
@@ -326,6 +336,26 @@ def _endpoints(registry: dict[str, Any]) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _tenants(registry: dict[str, Any]) -> tuple[str, ...]:
+    value = registry.get("tenants", [])
+    if not isinstance(value, list) or not all(isinstance(t, str) and 0 < len(t) <= PROJECT_MAX_CHARS for t in value):
+        raise ConfigError(
+            f'registry.tenants must be a list of project IDs of 1 to {PROJECT_MAX_CHARS} characters, as ["demo"]; '
+            "without it the catalogue holds the images of all"
+        )
+    return tuple(value)
+
+
+def _check_tenants(config: Config) -> None:
+    limits, tenants = config.limits, frozenset(config.tenants)
+    fit = query_bytes(tenants) <= limits.tenants_query_max_bytes
+    if len(tenants) > limits.tenants_max or not fit:
+        raise ConfigError(
+            f"registry.tenants names {len(tenants)} projects, more than limits.tenants_max or "
+            "limits.tenants_query_max_bytes allow: leave it out, so that the catalogue holds the images of all"
+        )
+
+
 def _tls(raw: dict[str, Any], base: Path) -> Tls | None:
     table = _table(raw, "tls")
     if not table:
@@ -373,6 +403,7 @@ def render(
     data_dir: str,
     listen: str,
     endpoints: list[str],
+    tenants: list[str] | None = None,
     tokens_file: str | None = None,
     interzone_listen: str | None = None,
     advertise: str | None = None,
@@ -385,7 +416,7 @@ def render(
     tables: dict[str, dict[str, Any] | None] = {
         "images": {"listen": listen, "public_url": public_url},
         "interzone": {"listen": interzone_listen, "advertise": advertise} if interzone_listen else None,
-        "registry": {"endpoints": endpoints},
+        "registry": {"endpoints": endpoints, "tenants": tenants},
         "tls": dict(tls) if tls else None,
         "auth": auth,
         "limits": dict(limits) if limits else None,

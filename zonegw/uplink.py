@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raftreg import errors, wire
-from raftreg.client import Client, client_ssl_context
+from raftreg.client import Client, FeedFilter, client_ssl_context
 from zonegw.config import Config
 from zonegw.errors import FeedGone, RegistryAway, RegistryRefused
 
@@ -39,6 +39,7 @@ class Uplink:
         names = {wire.HEADER_ZONE: config.zone, wire.HEADER_GATEWAY: config.gateway}
         deadline_s = config.limits.uplink_deadline_s
         self._client = Client(config.endpoints, ssl=context, deadline_s=deadline_s, headers=None if tls else names)
+        self._wanted = FeedFilter(tenants=frozenset(config.tenants))
         self._failures = config.limits.heartbeat_failures_max
         self._registered = False
         self.last_error: str | None = "the registry was not reached yet"
@@ -111,15 +112,26 @@ class Uplink:
             return await self._client.zones()
 
     async def bootstrap(self) -> AsyncIterator[dict[str, Any]]:
-        """Chunks of the registry's images; each has "images" and "start", an (epoch, revision)."""
+        """Chunks of the registry's images, as far as the tenant set has them; each has "images" and "start", an (epoch,
+        revision)."""
         with _translated():
-            async for chunk in self._client.bootstrap():
+            async for chunk in self._client.bootstrap(wanted=self._wanted):
                 yield chunk | {"start": _position(chunk["start"])}
 
-    async def changes(self, position: tuple[int, int]) -> AsyncIterator[dict[str, Any]]:
-        """Changes and heartbeats after `position`, each with "position". Raises FeedGone when resync is needed."""
+    def shows(self, image: dict[str, Any]) -> bool:
+        """Whether bootstrap and feed bring this image."""
+        return self._wanted.shows(image)
+
+    async def changes(
+        self, position: tuple[int, int], widened_from: frozenset[str] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Changes, "gone" and heartbeats after `position`, each with "position"; before them, where the tenant set was
+        `widened_from` a smaller one, "image" for each that is new with it, and "filled". Raises FeedGone when resync is
+        needed."""
+        known = None if widened_from is None else FeedFilter(tenants=widened_from)
+        after = str(wire.Cursor(*position))
         with _translated():
-            async for message in self._client.changes(str(wire.Cursor(*position))):
+            async for message in self._client.changes(after, wanted=self._wanted, widened_from=known):
                 yield message | {"position": _position(message["cursor"])}
 
 

@@ -132,6 +132,7 @@ def settings(
     gateway: str = "fra-1",
     registry: Registry | None = None,
     endpoint: str = NOWHERE,
+    tenants: list[str] | None = None,
     images: str = "",
     more: str = "",
     **limits: Any,
@@ -149,7 +150,7 @@ def settings(
         interzone = {"interzone_listen": address, "advertise": f"https://{address}"}
     text = config.render(
         zone=zone, gateway=gateway, data_dir="data", listen="127.0.0.1:0", tls=tls, tokens_file="tokens.json",
-        endpoints=registry.urls if registry else [endpoint], limits=limits or None, **interzone,
+        endpoints=registry.urls if registry else [endpoint], limits=limits or None, tenants=tenants, **interzone,
     )  # fmt: skip
     text = text.replace("[images]", f"[images]\n{images}")
     (directory / "zonegw.toml").write_text(f"{text}\n{more}")

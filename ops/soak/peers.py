@@ -18,9 +18,10 @@ from raftreg.client import Client, client_ssl_context
 
 @contextlib.asynccontextmanager
 async def running(**options: Any) -> AsyncIterator[Cluster]:
-    """Three registry peers without gateways, durable and with mutual TLS, at default timing."""
+    """Three registry peers, without gateways unless `gateways` names some, durable and with mutual TLS, at default
+    timing."""
     with tempfile.TemporaryDirectory(prefix="soak-") as base:
-        cluster = Cluster(Path(base), gateways={}, **options)
+        cluster = Cluster(Path(base), **{"gateways": {}, **options})
         await asyncio.to_thread(cluster.start)
         try:
             yield cluster

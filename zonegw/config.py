@@ -63,6 +63,10 @@ class Limits:
 
     # Uplink: how long a request to the registry may take, and how the link is probed.
     uplink_deadline_s: float = 5
+    # A registry 500 ms away answers on a new connection after three round trips; one that is silent for longer, or does
+    # not even accept, is left for another peer.
+    uplink_connect_s: float = 1
+    uplink_attempt_s: float = 2
     # The interval is a small part of the lease; an election of the registry fits into the deadline.
     heartbeat_interval_s: float = 0.5
     heartbeat_deadline_s: float = 1.5

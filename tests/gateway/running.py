@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
-from tests.registry import Registry, free_ports
+from raftreg.config import TlsFiles
+from tests.registry import free_ports
 from zonegw import config, store_identity
 from zonegw.auth import create_token
 from zonegw.id_pool import IdPool
@@ -29,6 +30,15 @@ USERS = {
     "alice": ("demo", ["member"]), "bob": ("other", ["member"]), "root": ("admin", ["admin"]),
     "nova": ("service", ["service"]),
 }  # fmt: skip
+
+
+class Reachable(Protocol):
+    """Where a registry is reached, and with whose certificates."""
+
+    @property
+    def urls(self) -> list[str]: ...
+
+    def tls(self, who: str) -> TlsFiles: ...
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
@@ -130,7 +140,7 @@ def settings(
     *,
     zone: str = "fra",
     gateway: str = "fra-1",
-    registry: Registry | None = None,
+    registry: Reachable | None = None,
     endpoint: str = NOWHERE,
     tenants: list[str] | None = None,
     images: str = "",

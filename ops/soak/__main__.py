@@ -24,6 +24,7 @@ from ops.soak import (
     scale,
     transfers,
     uplink,
+    uplink_traffic,
 )
 from ops.soak.outcome import Outcome
 
@@ -39,17 +40,14 @@ RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
     "gateway-lists": gateway_lists.run,
     "offline": offline.run,
     "uplink": uplink.run,
+    "uplink-traffic": uplink_traffic.run,
 }
 # No run takes longer; one that hangs is a failure too. A million images are loaded first.
 RUN_MAX_S = 240.0
 LONG_RUN_MAX_S = {
-    "feed": 600.0,
-    "gateway-lists": 1800.0,
-    "offline": 3600.0,
-    "rejoin": 1800.0,
-    "scale": 2400.0,
-    "uplink": 900.0,
-}
+    "feed": 600.0, "gateway-lists": 1800.0, "offline": 3600.0, "rejoin": 1800.0, "scale": 2400.0, "uplink": 900.0,
+    "uplink-traffic": 600.0,
+}  # fmt: skip
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ within an epoch.
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +30,8 @@ class Catalogue:
 
     def __init__(self, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
         self.now_us = now_us
+        # Whether the tenant set has an image; what it has not is here only while own writes of it are pending.
+        self.shows: Callable[[Image], bool] = lambda image: True
 
     # What readers see.
 
@@ -122,7 +125,9 @@ class Catalogue:
         before = self.get(txn, uuid)
         row = txn.row("overlay", key) or overlay.empty()
         overlay.acknowledge(row, position, result["revision"], result.get("version"), result.get("image"))
-        self._save(txn, key, row, before)
+        after = self._save(txn, key, row, before)
+        if after is not None and not self.shows(after):
+            txn.put("outside", key, b"")  # no change record will come that takes the row away
 
     def delete_was_done(self, txn: Txn, uuid: str, position: int, revision: int | None) -> None:
         """Another side deleted the image, as `revision` where that is known, before the delete at `position`: it stays
@@ -156,6 +161,31 @@ class Catalogue:
         overlay.reached(row, change["revision"])
         self._save(txn, key, row, before, reached=change["revision"])
         return known if change.get("deleted") else None
+
+    def leave(self, txn: Txn, uuid: str, revision: int) -> None:
+        """Since `revision` the image is none that the tenant set has. Its bytes stay, for it is not deleted; what own
+        pending writes are laid over stays until the verdict on them (`leave_outside`)."""
+        key = key_of(uuid)
+        before, known = self.get(txn, uuid), self._registered(txn, key)
+        row = txn.row("overlay", key) or overlay.empty()
+        txn.delete("catalogue", key)
+        stays = overlay.is_pending(row) or row["acked"] > revision
+        row["base"] = overlay.newest(known, row["base"]) if stays else None
+        if stays:
+            txn.put("outside", key, b"")
+        self._save(txn, key, row, before, reached=revision)
+
+    def leave_outside(self, txn: Txn, revision: int, rows_max: int) -> None:
+        """Drop images that the tenant set has not once the verdict on own writes of them is there and `revision` has
+        come, which could have brought them in; looks at up to `rows_max`."""
+        for key, _ in list(islice(txn.scan("outside"), rows_max)):
+            row = txn.row("overlay", key) or overlay.empty()
+            if overlay.is_pending(row) or row["acked"] > revision:
+                continue
+            txn.delete("outside", key)
+            shown = overlay.newest(self._registered(txn, key), row["base"])
+            if shown is not None and not self.shows(shown):
+                self.leave(txn, str(UUID(bytes=key)), revision)
 
     def removed_locations(self, txn: Txn, change: dict[str, Any]) -> list[dict[str, Any]]:
         """What a change that is about to be applied takes from the locations of its image: said explicitly, never by
@@ -238,9 +268,13 @@ class Catalogue:
         return doomed, None
 
     def forget(self, txn: Txn, key: bytes) -> Image | None:
-        """Drop an image that the registry no longer has; its bytes stay, for absence proves no delete."""
+        """Drop an image that the registry no longer has, or that the tenant set has not; its bytes stay, for absence
+        proves no delete."""
         uuid = str(UUID(bytes=key))
         before, known = self.get(txn, uuid), self._registered(txn, key)
+        if known is not None and not self.shows(known):
+            self.leave(txn, uuid, 0)
+            return known
         txn.delete("catalogue", key)
         self._index(txn, before, overlay.effective(None, txn.row("overlay", key)))
         return known

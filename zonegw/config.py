@@ -13,6 +13,7 @@ from zonegw.import_rules import ImportRules
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
 from zonegw.store_config import StoreConfig
+from zonegw.tenant_set import query_bytes
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -21,6 +22,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 # The registry remembers 256 results. One of them is the last that was acked, which the handshake names: a batch of 256
 # with a lost answer would push it out, and the session would count as diverged.
 SESSION_WINDOW_MAX = 255
+# As the registry takes them.
+PROJECT_MAX_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,10 @@ class Limits:
 
     # Uplink: how long a request to the registry may take, and how the link is probed.
     uplink_deadline_s: float = 5
+    # A registry 500 ms away answers on a new connection after three round trips; one that is silent for longer, or does
+    # not even accept, is left for another peer.
+    uplink_connect_s: float = 1
+    uplink_attempt_s: float = 2
     # The interval is a small part of the lease; an election of the registry fits into the deadline.
     heartbeat_interval_s: float = 0.5
     heartbeat_deadline_s: float = 1.5
@@ -74,6 +81,9 @@ class Limits:
     feed_batch_max: int = 256
     # No heartbeat of the feed for so long: the stream is dead even if the connection is not.
     feed_silence_max_s: float = 5
+    # Projects of a tenant set: no more are named to the registry in one request, whose first line they must fit.
+    tenants_max: int = 128
+    tenants_query_max_bytes: int = 7 * KIB
     zones_refresh_s: float = 30
     # How long a client that has seen a newer revision elsewhere waits for this catalogue to reach it.
     revision_wait_max_s: float = 2
@@ -198,6 +208,8 @@ class Config:
     data_dir: Path
     listen: tuple[str, int]
     endpoints: tuple[str, ...]
+    # Projects whose images the catalogue holds, beside what everyone sees; none named: all images.
+    tenants: tuple[str, ...] = ()
     public_url: str | None = None
     interzone_listen: tuple[str, int] | None = None
     advertise: str | None = None
@@ -239,7 +251,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
     images, interzone, registry = (_table(raw, name) for name in ("images", "interzone", "registry"))
     _known(images, "images.", {"listen", "public_url", "trusted_proxies", "metadefs_dir", "v1"})
     _known(interzone, "interzone.", {"listen", "advertise"})
-    _known(registry, "registry.", {"endpoints"})
+    _known(registry, "registry.", {"endpoints", "tenants"})
     config = Config(
         zone=_name(raw, "zone"),
         gateway=_name(raw, "gateway"),
@@ -249,6 +261,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         interzone_listen=_address(interzone, "interzone.listen") if interzone else None,
         advertise=interzone.get("advertise"),
         endpoints=_endpoints(registry),
+        tenants=_tenants(registry),
         tls=_tls(raw, base),
         auth=_auth(_table(raw, "auth"), base),
         policy=Policy(_table(raw, "policy")),
@@ -266,6 +279,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
 
 def _check_together(config: Config) -> None:
     """What one key means for another."""
+    _check_tenants(config)
     if "none" in config.auth.methods and not config.auth.allow_none_off_loopback and not _loopback(config.listen[0]):
         raise ConfigError(
             'auth.methods contains "none" but images.listen is not a loopback address: everyone who reaches it '
@@ -348,6 +362,26 @@ def _endpoints(registry: dict[str, Any]) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _tenants(registry: dict[str, Any]) -> tuple[str, ...]:
+    value = registry.get("tenants", [])
+    if not isinstance(value, list) or not all(isinstance(t, str) and 0 < len(t) <= PROJECT_MAX_CHARS for t in value):
+        raise ConfigError(
+            f'registry.tenants must be a list of project IDs of 1 to {PROJECT_MAX_CHARS} characters, as ["demo"]; '
+            "without it the catalogue holds the images of all"
+        )
+    return tuple(value)
+
+
+def _check_tenants(config: Config) -> None:
+    limits, tenants = config.limits, frozenset(config.tenants)
+    fit = query_bytes(tenants) <= limits.tenants_query_max_bytes
+    if len(tenants) > limits.tenants_max or not fit:
+        raise ConfigError(
+            f"registry.tenants names {len(tenants)} projects, more than limits.tenants_max or "
+            "limits.tenants_query_max_bytes allow: leave it out, so that the catalogue holds the images of all"
+        )
+
+
 def _tls(raw: dict[str, Any], base: Path) -> Tls | None:
     table = _table(raw, "tls")
     if not table:
@@ -395,6 +429,7 @@ def render(
     data_dir: str,
     listen: str,
     endpoints: list[str],
+    tenants: list[str] | None = None,
     tokens_file: str | None = None,
     interzone_listen: str | None = None,
     advertise: str | None = None,
@@ -407,7 +442,7 @@ def render(
     tables: dict[str, dict[str, Any] | None] = {
         "images": {"listen": listen, "public_url": public_url},
         "interzone": {"listen": interzone_listen, "advertise": advertise} if interzone_listen else None,
-        "registry": {"endpoints": endpoints},
+        "registry": {"endpoints": endpoints, "tenants": tenants},
         "tls": dict(tls) if tls else None,
         "auth": auth,
         "limits": dict(limits) if limits else None,

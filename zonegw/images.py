@@ -96,6 +96,8 @@ class Images:
         self.is_uploading: Callable[[str], bool] = lambda uuid: False
         # What imports add to an image: its state here, which the registry does not know.
         self.importing: Callable[[Image], Image] = lambda image: image
+        # Whether the catalogue is for images like this one (the tenant set).
+        self.kept: Callable[[Image], bool] = lambda image: True
         self.on_garbage: Callable[[], None] = lambda: None
         self.on_delete: Callable[[Txn, str], None] = lambda txn, uuid: None
 
@@ -200,6 +202,11 @@ class Images:
             message = f"You are not permitted to create images owned by '{attributes['owner']}'"
             self.policy.require("set_image_owner", who, attributes, message)
         self._may_publish(who, attributes)
+        if not self.kept(attributes | {"members": {}}):
+            raise Forbidden(
+                f"This zone keeps no images of project {attributes['owner']}: name it under [registry] tenants of the "
+                "zone's gateways"
+            )
         self._check_protected(who, (), properties, ())
 
     def _may_publish(self, who: Identity, image: Image) -> None:

@@ -38,6 +38,7 @@ from zonegw.placement import Placement
 from zonegw.status import Status
 from zonegw.store import Store, Txn
 from zonegw.stores import Stores
+from zonegw.tenant_set import TenantSet
 from zonegw.uplink import Uplink
 from zonegw.write_queue import WriteQueue
 from zonegw.zones import Zones
@@ -98,7 +99,9 @@ class Gateway:
             self.store, self.queue, self.ids, self.catalogue, self.uplink, config, self.metrics,
             on_deleted=self._acked_delete,
         )  # fmt: skip
-        self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, on_deleted=self._tombstone)
+        self.catalogue.shows = self.images.kept = self.uplink.shows
+        tenants = TenantSet(frozenset(config.tenants), query_max_bytes=limits.tenants_query_max_bytes)
+        self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, tenants, on_deleted=self._tombstone)
         self.feed.on_zone_changed = self.zones.changed
         self.feed.on_removed = self._removed
         self.feed.may_enter, self.feed.on_bootstrapped = self.drainer.may_enter, self.drainer.wake

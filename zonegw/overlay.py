@@ -162,6 +162,11 @@ def adopt(row: Row, registered: Image) -> None:
         row["patches"] = [patch for patch in row["patches"] if patch["state"] != "parked"]
 
 
+def is_pending(row: Row) -> bool:
+    """Whether a write of it waits for the registry's verdict."""
+    return any(patch["state"] == "pending" for patch in row["patches"])
+
+
 def reached(row: Row, revision: int) -> bool:
     """Drop what the catalogue contains at `revision`; True when nothing of the row is left."""
     row["patches"] = [p for p in row["patches"] if p["state"] != "acked" or p["revision"] > revision]

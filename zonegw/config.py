@@ -39,6 +39,8 @@ class Limits:
     # Drained writes are kept so that they can be offered again to a restored registry.
     queue_retain_h: float = 7 * 24
     queue_retain_max_writes: int = 1_000_000
+    # Parked, or put back by a retry, in one transaction: some tens of milliseconds, in which no request is served.
+    park_batch_max: int = 250
     # Taken back into the queue in one transaction when an epoch was lost.
     rewind_batch_max: int = 500
     # Removed per turn, so that pruning never holds up a request.

@@ -85,6 +85,10 @@ class IdPool:
     def on_hand(self, txn: Txn) -> int:
         return sum(b["last"] - b["next"] + 1 for b in self._state(txn)["blocks"] if not b["sealed"])
 
+    def covers(self, txn: Txn, number: int) -> bool:
+        """Whether `number` is of a block that is on hand."""
+        return any(not b["sealed"] and b["first"] <= number <= b["last"] for b in self._state(txn)["blocks"])
+
     def blocks(self, txn: Txn) -> list[dict[str, Any]]:
         """The blocks, oldest first: first, last, next, token, sealed (reason or None)."""
         blocks: list[dict[str, Any]] = self._state(txn)["blocks"]

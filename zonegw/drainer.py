@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from zonegw import errors
+from zonegw import errors, overlay
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
 from zonegw.errors import (
@@ -69,6 +69,11 @@ class Drainer:
         self.last_error: str | None = None
         self.on_drained: Callable[[], None] = lambda: None
 
+    @property
+    def grant_error(self) -> str | None:
+        """Why the registry grants no image numbers, where it does not."""
+        return self._sessions.grant_error
+
     # For the use cases.
 
     def wake(self) -> None:
@@ -91,6 +96,11 @@ class Drainer:
     async def verdict(self, position: int, wait_s: float) -> None:
         """Wait for the registry's verdict on a write; raises its refusal, of which nothing is kept then unless other
         writes were to follow."""
+        read = self._store.read()
+        if (row := self._queue.parked_at(read, position)) is not None:
+            raise _refusal(row["reason"])
+        if self._queue.get(read, position) is None:
+            return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._verdicts[position] = future
         self._wake.set()
@@ -267,14 +277,14 @@ class Drainer:
                 self._check_outer(result["error"])
                 return
             inner = result["ok"]["result"]
-            followers: list[PendingWrite] = []
+            followers: list[PendingWrite] | None = None
             with self._store.transaction() as txn:
                 if "ok" in inner:
                     self._acked(txn, session, write, inner["ok"])
                 else:
                     followers = self._refused(txn, session, write, inner["error"])
-            self._tell(write, None if "ok" in inner else _refusal(inner["error"]))
-            self._tell_parked(followers)
+            self._tell(write, None if followers is None else _refusal(inner["error"]))
+            self._tell_parked(followers or [])
         if len(results) < len(batch):
             raise RegistryAway(f"the registry answered {len(results)} of {len(batch)} operations")
 
@@ -296,13 +306,18 @@ class Drainer:
 
     def _refused(
         self, txn: Txn, session: Session, write: PendingWrite, error: dict[str, Any]
-    ) -> list[PendingWrite]:
-        """Returns the writes that were parked because they were to follow."""
+    ) -> list[PendingWrite] | None:
+        """Returns the writes that were parked because they were to follow; None where the refusal says that what was
+        asked for is done already."""
         reason = {name: value for name, value in error.items() if name != "image"}
         if write.command["op"] == "delete_image" and error["code"] == "image_deleted":
             self._queue.refuse(txn, session, write)
             self._catalogue.delete_was_done(txn, write.uuid, write.position, error.get("revision"))
-            return []
+            return None
+        if (ours := self._very_image(txn, write, error)) is not None:
+            ok = {name: ours[name] for name in ("number", "uuid", "revision")} | {"version": 1, "image": ours}
+            self._acked(txn, session, write, ok)
+            return None
         if error["code"] == "block_not_held" and self._ids.covers(txn, error["number"]):
             self._ids.seal(txn, "the registry does not know the block")  # or every create to come would be refused
         if write.position in self._verdicts and not self._has_followers(txn, write):
@@ -315,6 +330,14 @@ class Drainer:
             log.error("write %d on image %s parked: %s", write.position, write.uuid, reason)
         self._metrics.drained.labels("refused").inc()
         return parked
+
+    def _very_image(self, txn: Txn, write: PendingWrite, error: dict[str, Any]) -> dict[str, Any] | None:
+        """The image that has the UUID of a refused create, where it is the very one that this creates: an earlier life
+        of the write was applied, and the answer lost with its session."""
+        registered = self._catalogue.registered(txn, write.uuid)
+        if error["code"] != "uuid_taken" or registered is None:
+            return None
+        return registered if overlay.same_create(overlay.initial(write.command), registered) else None
 
     def _has_followers(self, txn: Txn, write: PendingWrite) -> bool:
         """Whether something that was acknowledged to others needs the image that `write` creates."""

@@ -1,4 +1,4 @@
-"""Folding: many updates of one image as one patch, so that the thousandth that is made offline costs what the tenth does.
+"""Folding: many updates of one image as one patch, so that the thousandth one made offline costs what the tenth does.
 
 A folded patch lays what its updates lay one after the other. It knows which update wrote what it holds ("writers"): as
 they are settled, in their order, what they alone wrote is taken out. "fresh_members" were removed and added again.
@@ -32,7 +32,7 @@ def fold(patches: list[Row]) -> list[int]:
 
 
 def _foldable(older: Row, newer: Row) -> bool:
-    return older["kind"] == newer["kind"] == "update" and older["state"] == newer["state"] != "acked"
+    return bool(older["kind"] == newer["kind"] == "update" and older["state"] == newer["state"] != "acked")
 
 
 def _folded(older: Row, newer: Row) -> Row:
@@ -75,8 +75,13 @@ def _writers(patch: Row) -> dict[str, dict[str, int]]:
         return writers
     locations = [*patch["remove_locations"], *(location["key"] for location in patch["add_locations"])]
     members = [name for part in _MEMBERS for name in patch.get(part, ())]
-    touched = {"attributes": [*patch["set"], *patch["unset"]], "locations": locations, "members": members}
-    return {kind: dict.fromkeys(names, patch["position"]) for kind, names in touched.items()}
+    touched: dict[str, list[str]] = {
+        "attributes": [*patch["set"], *patch["unset"]],
+        "locations": locations,
+        "members": members,
+    }
+    position: int = patch["position"]
+    return {kind: dict.fromkeys(names, position) for kind, names in touched.items()}
 
 
 def take_out(patch: Row, position: int) -> None:
@@ -92,4 +97,6 @@ def take_out(patch: Row, position: int) -> None:
         ("fresh_members", "members"),
     ):  # fmt: skip
         patch[part] = [name for name in patch[part] if name not in gone[kind]]
-    patch["add_locations"] = [location for location in patch["add_locations"] if location["key"] not in gone["locations"]]
+    patch["add_locations"] = [
+        location for location in patch["add_locations"] if location["key"] not in gone["locations"]
+    ]

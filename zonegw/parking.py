@@ -1,8 +1,8 @@
 """Parking: what the registry refuses goes to where a human sees it, with what was to follow it.
 
-Refused writes are parked in the transaction that takes the verdict. What is long is done a bounded number of writes at a
-time, with turns of the loop in between: the many writes behind a refused one, and all that was pending when the session
-was lost. Until that is through nothing is sent, and a crash in the middle goes on where it was.
+Refused writes are parked in the transaction that takes the verdict. What is long is done a bounded number of writes at
+a time, with turns of the loop in between: the many writes behind a refused one, and all that was pending when the
+session was lost. Until that is through nothing is sent, and a crash in the middle goes on where it was.
 """
 
 from itertools import islice
@@ -13,7 +13,8 @@ from zonegw.config import Limits
 from zonegw.store import Store, Txn
 from zonegw.write_queue import PendingWrite, Session, WriteQueue
 
-# Jobs: {"uuid", "head"}, what is pending of an image behind its parked write; or {"upto", "reason"}, all up to a position.
+# Jobs: {"uuid", "head", "after"}, what is pending of an image behind its parked write `head`, from a position on; or
+# {"upto", "reason"}, all up to a position.
 _JOBS = b"parking"
 
 

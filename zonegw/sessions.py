@@ -14,7 +14,7 @@ from uuid import uuid4
 from zonegw import store_identity
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
-from zonegw.errors import RegistryAway, RegistryRefused
+from zonegw.errors import RegistryRefused
 from zonegw.id_pool import IdPool
 from zonegw.parking import Parking
 from zonegw.rewind import Contradiction, Rewind
@@ -121,8 +121,8 @@ class Sessions:
         return session
 
     async def _fill_pool(self, session: Session) -> None:
-        """Ask for IDs until the runway is on hand. A registry that refuses them takes writes all the same: creates go on
-        without numbers then, and it is asked again later."""
+        """Ask for IDs until the runway is on hand. A registry that refuses them takes writes all the same: creates go
+        on without numbers then, and it is asked again later."""
         wanted = self._ids.wanted(self._store.read())
         while wanted is not None and time.monotonic() >= self._grant_at:
             try:

@@ -80,6 +80,7 @@ class WriteQueue:
     def __init__(self, limits: Limits, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
         self._limits = limits
         self._now_us = now_us
+        self.depth_max = limits.queue_depth_max
 
     # Enqueue and read.
 
@@ -87,7 +88,7 @@ class WriteQueue:
         self, txn: Txn, uuid: str, command: dict[str, Any], create_position: int | None = None, *, epoch: int = 0
     ) -> int:
         """Queue `command` about image `uuid`; `create_position` is its create, where that is still pending."""
-        if txn.count("queue") >= self._limits.queue_depth_max:
+        if txn.count("queue") >= self.depth_max:
             raise StorageFull("the write-ahead queue is full (limits.queue_depth_max) until the registry is back")
         position = self.highest_position(txn) + 1
         txn.put("meta", b"queue.highest", u64(position))
@@ -235,14 +236,15 @@ class WriteQueue:
         self, txn: Txn, write: PendingWrite, reason: dict[str, Any], behind: int | None, session: str | None
     ) -> None:
         row = {
-            "write": _fields(write), "reason": reason, "behind": behind, "parked_us": self._now_us(), "session": session,
+            "write": _fields(write), "reason": reason, "behind": behind, "parked_us": self._now_us(),
+            "session": session,
         }  # fmt: skip
         txn.put_row("parked", u64(write.position), row)
         txn.put("parked_images", UUID(write.uuid).bytes + u64(write.position), b"")
 
     def parked(self, txn: Txn, after: int = 0) -> Iterator[dict[str, Any]]:
-        """Parked writes in order: {"write", "reason", "behind", "parked_us", "session"}; the session is the one in which
-        the write was refused, where it was sent."""
+        """Parked writes in order: {"write", "reason", "behind", "parked_us", "session"}; the session is the one in
+        which the write was refused, where it was sent."""
         for _, data in txn.scan("parked", u64(after + 1)):
             yield unpack(data)
 

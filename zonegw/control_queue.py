@@ -54,6 +54,7 @@ class ControlQueue:
             "retained": read.count("retained"), "session": None if session is None else session.uuid,
             "sent": 0 if session is None else session.highest_sequence - session.acked_sequence,
             "acked_sequence": 0 if session is None else session.acked_sequence,
+            "retrying": self._retries.under_way(),
         })  # fmt: skip
 
     async def ids(self, request: web.Request) -> web.Response:

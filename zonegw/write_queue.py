@@ -187,8 +187,9 @@ class WriteQueue:
         """Park a write whose session was lost, as `reason` tells under "session": behind what was parked of its image
         for the same reason. Returns the position of the first one."""
         last = next(self._parked_of(txn, write.uuid, reverse=True), None)
-        same = last is not None and last["reason"].get("session") == reason["session"]
-        head: int | None = (last["behind"] or last["write"]["position"]) if last is not None and same else None
+        first = None if last is None else self.parked_at(txn, last["behind"] or last["write"]["position"])
+        same = first is not None and first["reason"].get("session") == reason["session"]
+        head: int | None = first["write"]["position"] if first is not None and same else None
         self._move_to_parked(txn, write, reason, head, reason["session"])
         return head or write.position
 

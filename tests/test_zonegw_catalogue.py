@@ -339,7 +339,7 @@ def test_a_write_that_is_laid_again_takes_its_place_before_later_ones_and_adds_n
     seen = side.seen()
     assert seen is not None
     assert (seen["name"], seen["locations"]) == ("later", [place])
-    assert side.catalogue.positions(side.store.read(), UUID) == [3, 7]
+    assert side.catalogue.positions(side.store.read(), UUID, 0, 9) == [3, 7]
 
 
 def test_places_sort_as_values_do_whatever_their_length() -> None:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from zonegw import listing, overlay
+from zonegw import folding, listing, overlay
 from zonegw.store import Txn, u64, unpack
 
 Image = dict[str, Any]
@@ -93,10 +93,14 @@ class Catalogue:
         row = txn.row("overlay", key_of(uuid))
         return None if row is None else overlay.created(row)
 
-    def positions(self, txn: Txn, uuid: str) -> list[int]:
-        """Positions of the image's own writes that are not settled yet."""
-        row = txn.row("overlay", key_of(uuid)) or overlay.empty()
-        return [patch["position"] for patch in row["patches"]]
+    def positions(self, txn: Txn, uuid: str, after: int, rows: int) -> list[int]:
+        """Positions of the image's own writes behind `after` that are not settled yet, in order, the first `rows`."""
+        key = key_of(uuid)
+        row = txn.row("overlay", key) or overlay.empty()
+        folded = txn.scan("folded", key + u64(after + 1), key + u64(2**64 - 1))
+        found = {int.from_bytes(one[16:], "big") for one, _ in islice(folded, rows)}
+        found.update(patch["position"] for patch in row["patches"] if patch["position"] > after)
+        return sorted(found)[:rows]
 
     def count(self, txn: Txn) -> int:
         return txn.count("catalogue")
@@ -109,6 +113,7 @@ class Catalogue:
         before = self.get(txn, uuid)
         row = txn.row("overlay", key) or overlay.empty()
         row["patches"].append({"state": "pending", "time": self.now_us()} | patch)
+        self._fold(txn, key, row)
         return self._save(txn, key, row, before)
 
     def lay_again(self, txn: Txn, uuid: str, patch: dict[str, Any]) -> None:
@@ -117,13 +122,46 @@ class Catalogue:
         before = self.get(txn, uuid)
         row = txn.row("overlay", key) or overlay.empty()
         overlay.lay_again(row, patch)
+        self._fold(txn, key, row)
         self._save(txn, key, row, before)
+
+    def lay_instead(self, txn: Txn, uuid: str, position: int, patch: dict[str, Any]) -> None:
+        """A parked write, whose old position that was, is pending again."""
+        key = key_of(uuid)
+        before = self.get(txn, uuid)
+        row = txn.row("overlay", key) or overlay.empty()
+        overlay.remove(row, position)
+        overlay.lay_before_parked(row, patch)
+        self._fold(txn, key, row)
+        self._save(txn, key, row, before)
+
+    def take_off(self, txn: Txn, uuid: str, position: int) -> None:
+        """A write of which nothing is kept is not laid over its image any more."""
+        key = key_of(uuid)
+        row = txn.row("overlay", key)
+        if row is not None:
+            before = self.get(txn, uuid)
+            self._settle(txn, key, row, position)
+            overlay.remove(row, position)
+            self._save(txn, key, row, before)
+
+    @staticmethod
+    def _fold(txn: Txn, key: bytes, row: dict[str, Any]) -> None:
+        """Keep the row small; the positions that it then does not name any more have rows of their own."""
+        for position in folding.fold(row["patches"]):
+            txn.put("folded", key + u64(position), b"")
+
+    @staticmethod
+    def _settle(txn: Txn, key: bytes, row: dict[str, Any], position: int) -> None:
+        if any(folding.is_folded(patch) for patch in row["patches"]):
+            txn.delete("folded", key + u64(position))
 
     def acknowledge(self, txn: Txn, uuid: str, position: int, result: dict[str, Any]) -> None:
         """The registry applied the pending write at `position`; `result` is its ok value."""
         key = key_of(uuid)
         before = self.get(txn, uuid)
         row = txn.row("overlay", key) or overlay.empty()
+        self._settle(txn, key, row, position)
         overlay.acknowledge(row, position, result["revision"], result.get("version"), result.get("image"))
         after = self._save(txn, key, row, before)
         if after is not None and not self.shows(after):
@@ -139,6 +177,7 @@ class Catalogue:
         before = self.get(txn, uuid)
         row = txn.row("overlay", key)
         if row is not None:
+            self._settle(txn, key, row, position)
             overlay.park(row, position)
             self._adopt(txn, key, row)
             self._save(txn, key, row, before)

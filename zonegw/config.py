@@ -43,6 +43,10 @@ class Limits:
     # Drained writes are kept so that they can be offered again to a restored registry.
     queue_retain_h: float = 7 * 24
     queue_retain_max_writes: int = 1_000_000
+    # Parked, or put back by a retry, in one transaction: some tens of milliseconds, in which no request is served.
+    park_batch_max: int = 250
+    # Images remembered that got another number than the one they had in this zone.
+    renumbered_max: int = 100_000
     # Taken back into the queue in one transaction when an epoch was lost.
     rewind_batch_max: int = 500
     # Removed per turn, so that pruning never holds up a request.
@@ -61,6 +65,13 @@ class Limits:
     id_blocks_max: int = 64
     # The rate is forgotten over this time: a burst must not buy IDs for a week.
     id_rate_window_s: float = 3600
+    # A burst shows over this time, and half of what it takes in that one must last until more numbers are there: a few
+    # requests to a registry that is slow, or has just lost its leader.
+    id_burst_window_s: float = 20
+    id_burst_s: float = 120
+    # Numbers for less than this time, or less than this share of the smallest block, are said to be few.
+    runway_warning_h: float = 4
+    id_low_share: float = 0.25
 
     # Uplink: how long a request to the registry may take, and how the link is probed.
     uplink_deadline_s: float = 5
@@ -75,7 +86,7 @@ class Limits:
     heartbeat_failures_max: int = 2
     retry_delay_min_s: float = 0.2
     retry_delay_max_s: float = 5
-    # How long a client waits for the registry's verdict on an image of another zone.
+    # How long a client waits for the registry's verdict: on an image of another zone, or because it asks for that.
     registry_wait_max_s: float = 30
     # Feed changes applied in one transaction, and those read ahead.
     feed_batch_max: int = 256

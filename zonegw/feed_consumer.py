@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from zonegw.catalogue import Catalogue, Position
 from zonegw.config import Limits
-from zonegw.errors import FeedGone, RegistryAway, RegistryRefused, StorageFull
+from zonegw.errors import Degraded, FeedGone, RegistryAway, RegistryRefused, StorageFull
 from zonegw.store import Store, Txn
 from zonegw.tenant_set import Tenants, TenantSet
 
@@ -65,6 +65,17 @@ class FeedConsumer:
         """Wait until the catalogue contains everything up to `position`."""
         while (self._catalogue.position(self._store.read()) or (0, 0)) < position:
             await self._moved.wait()
+
+    async def confirmed(self) -> None:
+        """Wait until the catalogue contains all that the registry had when this was asked. Raises Degraded where the
+        feed does not say so in time."""
+        asked = self._clock()
+        try:
+            async with asyncio.timeout(self._limits.feed_silence_max_s):
+                while self._fresh is None or self._fresh[1] - self._fresh[0] < asked:
+                    await self._moved.wait()
+        except TimeoutError:
+            raise Degraded("what the registry has can't be known while it is away: try again when it is back") from None
 
     def _wake_waiting(self) -> None:
         self._moved.set()
@@ -162,6 +173,7 @@ class FeedConsumer:
         staleness = message.get("staleness_s")
         if staleness is not None:
             self._fresh = (staleness, self._clock())
+            self._wake_waiting()
         self.last_error = None
         if not self.current:
             self.current = True

@@ -59,7 +59,7 @@ class ImageData:
             placed = await self._placement.place(uuid, chosen, body, size, md5)
             with self._placement.kept([placed["key"]]):
                 image, position = self._activate(request, uuid, placed)
-        await self._images.settle(image, position)
+        await self._images.settle(image, position, request)
 
     async def create(
         self, request: Request, attributes: dict[str, Any], properties: dict[str, str], body: AsyncIterator[bytes],
@@ -77,7 +77,7 @@ class ImageData:
             placed = await self._placement.place(uuid, chosen, body, size, md5)
             with self._placement.kept([placed["key"]]):
                 image, position = self._create_active(request, uuid, attributes, properties, placed)
-        await images.settle(image, position)
+        await images.settle(image, position, request)
         return await images.show(request.who, uuid)
 
     @contextmanager
@@ -163,7 +163,7 @@ class ImageData:
             if len(keys) == len(image["locations"]):
                 raise Forbidden(f"Store {store} holds the only copy of image {uuid}: delete the image instead")
             position = images.append_update(txn, request, image, Changes(), remove_locations=keys, conditional=False)
-        await images.settle(image, position)
+        await images.settle(image, position, request)
 
     def by_reference(self, image: Image) -> list[dict[str, Any]]:
         """Where the bytes lie, for a service that reads them there itself: a file of this zone, or only a name."""

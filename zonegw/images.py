@@ -40,17 +40,19 @@ class Registry(Protocol):
 
     def away_reason(self) -> str: ...
 
-    async def verdict(self, position: int) -> None: ...
+    async def verdict(self, position: int, wait_s: float) -> None: ...
 
     def wake(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Who asks, and under which request ID."""
+    """Who asks, and under which request ID. A write with `wait_s` is answered by the registry's verdict, or after so
+    long without one; others as soon as this zone has them durably."""
 
     who: Identity
     request_id: str | None = None
+    wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +160,9 @@ class Images:
             image = self.append_create(
                 txn, request, uuid or str(uuid4()), attributes, properties, tags, numbered=numbered
             )
-        await self._acknowledged()
-        return image
+            position = self.queue.highest_position(txn)
+        await self.settle(image, position, request)
+        return image if request.wait_s is None else await self.show(request.who, image["uuid"])
 
     def check_create(
         self, who: Identity, attributes: dict[str, Any], properties: dict[str, str], tags: list[str]
@@ -240,7 +243,7 @@ class Images:
         with self.store.transaction(grows=True) as txn:
             image = self.writable(txn, request.who, uuid, action)
             position = self.append_update(txn, request, image, changes)
-        await self.settle(image, position)
+        await self.settle(image, position, request)
 
     def _check_update(self, who: Identity, image: Image, changes: Changes) -> None:
         values = changes.set
@@ -300,7 +303,7 @@ class Images:
         }  # fmt: skip
         if conditional:
             command["base_version"] = image["version"]
-        return self._append(txn, image["uuid"], command, {"kind": "update"} | patch)
+        return self._append(txn, request, image["uuid"], command, {"kind": "update"} | patch)
 
     async def delete(self, request: Request, uuid: str) -> None:
         """Acknowledge a delete; bytes go when the registry has the tombstone, or at once if it never had the image."""
@@ -310,12 +313,12 @@ class Images:
                 raise Forbidden(f"Image {uuid} is protected and cannot be deleted.")
             command = {"op": "delete_image", "actor": self._actor(request), "image": self._reference(image)}
             unsent = self._never_sent(txn, image["uuid"])
-            position = self._append(txn, image["uuid"], command, {"kind": "delete"})
+            position = self._append(txn, request, image["uuid"], command, {"kind": "delete"})
             if unsent:
                 self.discard_bytes(txn, image["locations"])
             self.on_delete(txn, image["uuid"])
         self.on_garbage()
-        await self.settle(image, position)
+        await self.settle(image, position, request)
 
     def _never_sent(self, txn: Txn, uuid: str) -> bool:
         create = self.catalogue.create_pending(txn, uuid)
@@ -345,10 +348,14 @@ class Images:
             raise Degraded(f"the home of this image is {home}, so this zone changes it only with the registry: {away}")
         return image
 
-    def _append(self, txn: Txn, uuid: str, command: dict[str, Any], patch: dict[str, Any]) -> int:
+    def _append(self, txn: Txn, request: Request, uuid: str, command: dict[str, Any], patch: dict[str, Any]) -> int:
         """Queue a write about an existing image; behind a parked create it is parked at once."""
         create = self.catalogue.create_pending(txn, uuid)
         if create is not None and create["state"] == "parked":
+            if request.wait_s is not None:
+                raise Conflict(
+                    f"the registry did not take image {uuid}, so there is no verdict to wait for: it is parked"
+                )
             position = self.queue.park_new(txn, uuid, command, create["position"])
             patch = patch | {"state": "parked"}
         else:
@@ -358,11 +365,13 @@ class Images:
         self.catalogue.lay(txn, uuid, {"position": position} | patch)
         return position
 
-    async def settle(self, image: Image, position: int) -> None:
-        """Wait for what acknowledges a write: own images the fsync, others the registry's verdict."""
+    async def settle(self, image: Image, position: int, request: Request | None = None) -> None:
+        """Wait for what acknowledges a write: own images the fsync, others the registry's verdict, which a client may
+        want for own ones too."""
         await self._acknowledged()
-        if image["home_zone"] != self.zone and self.registry is not None:
-            await self.registry.verdict(position)
+        wait_s = None if request is None else request.wait_s
+        if self.registry is not None and (wait_s is not None or image["home_zone"] != self.zone):
+            await self.registry.verdict(position, self.limits.registry_wait_max_s if wait_s is None else wait_s)
 
     async def _acknowledged(self) -> None:
         await self.store.durable()

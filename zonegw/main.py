@@ -13,6 +13,8 @@ from zonegw import control, images_v1, metadefs, store_identity, tls
 from zonegw.auth import Authenticator
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
+from zonegw.control_parked import ControlParked
+from zonegw.control_queue import ControlQueue
 from zonegw.data_cache import DataCache
 from zonegw.data_transfer import Downloads
 from zonegw.deposits import Deposits
@@ -34,7 +36,9 @@ from zonegw.interzone_app import build_app
 from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
 from zonegw.own_stores import Origins, OwnStores
+from zonegw.parked import ParkedWrites
 from zonegw.placement import Placement
+from zonegw.retries import Retries
 from zonegw.status import Status
 from zonegw.store import Store, Txn
 from zonegw.stores import Stores
@@ -72,6 +76,8 @@ class Gateway:
         self.ids = IdPool(limits)
         self.catalogue = Catalogue()
         self._check_identity()
+        with self.store.transaction() as txn:
+            self.queue.index_parked(txn)
         # Bytes: temporary files of an earlier life are removed here.
         self.own_stores = OwnStores(config)
         self.data = self.own_stores.local
@@ -102,6 +108,7 @@ class Gateway:
         self.catalogue.shows = self.images.kept = self.uplink.shows
         tenants = TenantSet(frozenset(config.tenants), query_max_bytes=limits.tenants_query_max_bytes)
         self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, tenants, on_deleted=self._tombstone)
+        self.retries = Retries(self.store, self.queue, self.catalogue, limits, on_queued=self.drainer.wake)
         self.feed.on_zone_changed = self.zones.changed
         self.feed.on_removed = self._removed
         self.feed.may_enter, self.feed.on_bootstrapped = self.drainer.may_enter, self.drainer.wake
@@ -173,6 +180,7 @@ class Gateway:
             "garbage": self.placement.remove_garbage(),
             "far garbage": self.placement.withdraw_garbage(),
             "imports": self.imports.run(),
+            "retries": self.retries.run(),
         }
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -202,7 +210,10 @@ class Gateway:
         await web.SockSite(runner, control.listening(self.config.data_dir)).start()
 
     def _control_app(self) -> web.Application:
-        nouns: list[control.Noun] = []
+        parked = ParkedWrites(self.images, self.retries, self.feed.confirmed)
+        nouns: list[control.Noun] = [
+            ControlParked(parked), ControlQueue(self.store, self.queue, self.ids, self.retries),
+        ]  # fmt: skip
         return control.build_app(nouns, self.config.limits)
 
     async def _listen(self, app: web.Application, address: tuple[str, int], ssl: Any) -> tuple[str, int]:

@@ -134,6 +134,9 @@ class SwiftConnection:
         if access.token is not None:
             options["headers"]["X-Auth-Token"] = access.token
         url = f"{access.url}/{path}"
+        if method == "PUT":
+            # The answer comes when the bytes are on all their disks, or every segment was looked at.
+            options["timeout"] = self._timeout(self._limits.store_put_wait_max_s)
         if body is None:
             return await self._http().request(method, url, **options)
         async with asyncio.timeout(self._limits.store_idle_max_s) as body.watch:
@@ -188,13 +191,13 @@ class SwiftConnection:
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
-            limits = self._limits
-            timeout = aiohttp.ClientTimeout(
-                total=None, sock_connect=limits.store_connect_max_s, sock_read=limits.store_idle_max_s
-            )
+            timeout = self._timeout(self._limits.store_idle_max_s)
             connector = aiohttp.TCPConnector(limit=0, ssl=self._ssl)
             self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False)
         return self._session
+
+    def _timeout(self, read_s: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(total=None, sock_connect=self._limits.store_connect_max_s, sock_read=read_s)
 
     async def close(self) -> None:
         if self._session is not None:

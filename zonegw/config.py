@@ -141,7 +141,7 @@ class Limits:
     # Swift and S3: how long a connection may take to come, how long an answer or the next bytes of one, and how long
     # the last bytes of an upload may take to all their disks. A passing failure is tried again after a delay.
     store_connect_max_s: float = 5
-    store_idle_max_s: float = 60
+    store_idle_max_s: float = 30
     store_put_wait_max_s: float = 300
     store_attempts_max: int = 3
     store_retry_delay_s: float = 0.5

@@ -49,7 +49,7 @@ class Limits:
     # Images remembered that got another number than the one they had in this zone.
     renumbered_max: int = 100_000
     # Taken back into the queue in one transaction when an epoch was lost.
-    rewind_batch_max: int = 500
+    rewind_batch_max: int = 100
     # Removed per turn, so that pruning never holds up a request.
     prune_batch_max: int = 256
     # Operations in flight.

@@ -135,8 +135,8 @@ def test_a_full_queue_refuses_and_keeps_what_it_has(store: Store) -> None:
 
 
 def test_drained_writes_are_kept_for_their_time_and_number(store: Store) -> None:
-    now = [0]
-    queue = WriteQueue(Limits(queue_retain_h=1, queue_retain_max_writes=3), now_us=lambda: now[0])
+    now = [0.0]
+    queue = WriteQueue(Limits(queue_retain_h=1, queue_retain_max_writes=3), clock=lambda: now[0])
     session = Session("s", 1)
     for _ in range(5):
         append(queue, store)
@@ -146,9 +146,27 @@ def test_drained_writes_are_kept_for_their_time_and_number(store: Store) -> None
     with store.transaction() as txn:
         assert queue.prune(txn) == 2
         assert queue.prune(txn) == 0
-    now[0] = 3_600_000_001
+    now[0] = 3600.1
     with store.transaction() as txn:
         assert queue.prune(txn) == 3
+
+
+def test_a_step_of_the_wall_clock_takes_no_drained_write_away(tmp_path: Path) -> None:
+    """A year forwards, also over a restart; and backwards."""
+    wall, year_us = [10**15], 365 * 86400 * 10**6
+    for step in (0, year_us, -year_us):
+        wall[0] += step
+        store = Store(tmp_path / "store", Limits())
+        queue = WriteQueue(Limits(queue_retain_h=1), now_us=lambda: wall[0])
+        session = queue.session(store.read()) or Session("s", 1)
+        append(queue, store)
+        write = send(queue, store, session)[0]
+        with store.transaction() as txn:
+            queue.ack(txn, session, write, {"revision": 1})
+        wall[0] += step
+        with store.transaction() as txn:
+            assert queue.prune(txn) == 0
+        store.close()
 
 
 class QueueLife(RuleBasedStateMachine):

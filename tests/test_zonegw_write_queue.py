@@ -15,6 +15,7 @@ from zonegw.catalogue import Catalogue
 from zonegw.config import Limits
 from zonegw.errors import StorageFull
 from zonegw.parking import Parking
+from zonegw.retries import Retries
 from zonegw.rewind import Rewind
 from zonegw.store import Store, unpack
 from zonegw.write_queue import INITIAL_HASH, PendingWrite, Session, WriteQueue, chain_hash
@@ -185,7 +186,8 @@ class QueueLife(RuleBasedStateMachine):
 
     @rule(uuid=st.sampled_from([A, B]))
     def enqueue(self, uuid: str) -> None:
-        self.enqueued.append(append(self.queue, self.store, uuid, **NOTHING))
+        image = {"number": 7, "uuid": uuid}
+        self.enqueued.append(append(self.queue, self.store, uuid, image=image, **NOTHING))
 
     @rule(count=st.integers(1, 3))
     def mark_sent(self, count: int) -> None:
@@ -218,6 +220,21 @@ class QueueLife(RuleBasedStateMachine):
             self.hashes[ordinal, 0] = INITIAL_HASH
         while parking.step() is not None:
             pass
+
+    @rule()
+    def retry(self) -> None:
+        """An operator puts the oldest parked write back, with what is to follow it: under new positions."""
+        head = next(self.queue.parked(self.store.read()), None)
+        if head is None:
+            return
+        retries = Retries(self.store, self.queue, Catalogue(), Limits(park_batch_max=2), on_queued=lambda: None)
+        before = {row["write"]["position"] for row in self.queue.parked(self.store.read())}
+        highest = self.queue.highest_position(self.store.read())
+        moved, _ = retries._retry_some(head, head["write"]["uuid"])
+        gone = before - {row["write"]["position"] for row in self.queue.parked(self.store.read())}
+        assert len(gone) == moved
+        self.enqueued = [position for position in self.enqueued if position not in gone]
+        self.enqueued += range(highest + 1, highest + 1 + moved)
 
     @rule(part=st.floats(0, 1), knows_older_sessions=st.booleans())
     def restore(self, part: float, knows_older_sessions: bool) -> None:

@@ -106,6 +106,8 @@ class Limits:
 
     # Image data.
     data_chunk_bytes: int = MIB
+    # Such chunks of one upload on their way to the disk and the digests: what any of the three may lag behind.
+    data_batches_max: int = 4
     data_store_max_bytes: int = 1 << 60
     data_cache_max_bytes: int = 50 * GIB
     uploads_max: int = 64

@@ -5,6 +5,7 @@ GatewayError
  +- BodyTooLarge 413 · UnsupportedMediaType 415 · RangeUnsatisfiable 416
  +- Unavailable 503 (Retry-After) +- Degraded: needs the registry, which is away
  |                                +- DataUnavailable: bytes of another zone can't be reached
+ |                                +- DataStoreFailed: the data store can't keep the bytes
  +- StorageFull 507
  +- OutcomeUnknown 504 (indefinite)
 ConfigError: the configuration file is wrong; said at start, never over HTTP.
@@ -105,6 +106,12 @@ class DataUnavailable(Unavailable):
     """The bytes lie in another zone, are not cached here, and that zone can't be reached."""
 
     code = "data_unavailable"
+
+
+class DataStoreFailed(Unavailable):
+    """The data store could not keep the bytes; nothing of them is left."""
+
+    code = "data_store_failed"
 
 
 class StorageFull(GatewayError):

@@ -75,6 +75,7 @@ class Gateway:
         self.data = FilesystemStore(
             config.data_dir / "data", max_bytes=limits.data_store_max_bytes,
             disk_reserve_bytes=limits.disk_reserve_bytes, chunk_bytes=limits.data_chunk_bytes,
+            batches_max=limits.data_batches_max,
         )  # fmt: skip
         self.uplink = Uplink(config)
         self.zones = Zones(self.store, self.uplink, limits)

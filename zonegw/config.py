@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zonegw import import_rules
+from zonegw import import_rules, inspection_rules
 from zonegw.errors import ConfigError
 from zonegw.import_rules import ImportRules
+from zonegw.inspection_rules import InspectionRules
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
 
@@ -192,6 +193,7 @@ class Config:
     protections: PropertyProtections = field(default_factory=PropertyProtections)
     metadefs_dir: Path | None = None
     imports: ImportRules = field(default_factory=ImportRules)
+    inspection: InspectionRules = field(default_factory=InspectionRules)
     # Whose X-Forwarded-Proto and X-Forwarded-Host are believed, for links in answers.
     trusted_proxies: tuple[Network, ...] = ()
     # Whether the Images API v1 is served, too.
@@ -201,7 +203,7 @@ class Config:
 
 TABLES = {
     "zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "policy", "property_protections",
-    "import", "limits",
+    "import", "inspection", "limits",
 }  # fmt: skip
 
 
@@ -238,6 +240,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         protections=PropertyProtections(raw.get("property_protections", ())),
         metadefs_dir=base / _text(images, "metadefs_dir") if "metadefs_dir" in images else None,
         imports=import_rules.parse(_table(raw, "import")),
+        inspection=inspection_rules.parse(_table(raw, "inspection")),
         trusted_proxies=_networks(images, "trusted_proxies"),
         v1=_truth(images, "images.v1", default=True),
         limits=_limits(_table(raw, "limits")),

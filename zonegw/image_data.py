@@ -16,6 +16,8 @@ from zonegw.data_stores.filesystem import FilesystemStore, is_key
 from zonegw.errors import BadRequest, Conflict, Forbidden, NotFound, Unavailable
 from zonegw.identity import Identity
 from zonegw.images import Changes, Image, Images, Request
+from zonegw.inspection import Inspection
+from zonegw.inspection_rules import InspectionRules
 from zonegw.placement import Location, Placement, data_attributes
 from zonegw.store import Txn
 from zonegw.stores import Stores, store_name
@@ -35,8 +37,9 @@ class ImageData:
 
     def __init__(
         self, images: Images, data: FilesystemStore, cache: DataCache, placement: Placement, stores: Stores,
-        limits: Limits,
+        limits: Limits, inspection: InspectionRules,
     ) -> None:  # fmt: skip
+        self._inspection = inspection
         self._images = images
         self._data = data
         self._cache = cache
@@ -52,12 +55,14 @@ class ImageData:
     ) -> None:  # fmt: skip
         """Bring `body`, of which `size` and `md5` were announced, into the store; the image is active then."""
         uuid = uuid.lower()
-        self._check_uploadable(self._images.writable(self._images.store.read(), request.who, uuid, "upload_image"))
+        image = self._images.writable(self._images.store.read(), request.who, uuid, "upload_image")
+        self._check_uploadable(image)
         zone = self._stores.choose(store)
+        inspection = self.inspection(image)
         with self._marked(uuid):
-            placed = await self._placement.place(uuid, zone, body, size, md5)
+            placed = await self._placement.place(uuid, zone, inspection.of(body), size, md5)
             with self._placement.kept([placed["key"]]):
-                image, position = self._activate(request, uuid, placed)
+                image, position = self._activate(request, uuid, placed, inspection)
         await self._images.settle(image, position)
 
     async def create(
@@ -72,10 +77,12 @@ class ImageData:
         images.policy.require("upload_image", request.who, attributes | {"members": {}})
         images.check_numbers(images.store.read())
         zone = self._stores.choose(store)
+        inspection = self.inspection(attributes)
         with self._marked(uuid):
-            placed = await self._placement.place(uuid, zone, body, size, md5)
+            placed = await self._placement.place(uuid, zone, inspection.of(body), size, md5)
             with self._placement.kept([placed["key"]]):
-                image, position = self._create_active(request, uuid, attributes, properties, placed)
+                virtual_size = inspection.virtual_size(placed["size"])
+                image, position = self._create_active(request, uuid, attributes, properties, placed, virtual_size)
         await images.settle(image, position)
         return await images.show(request.who, uuid)
 
@@ -100,24 +107,40 @@ class ImageData:
         if image["status"] != status:
             raise Conflict(f"Image status transition from {image['status']} to saving is not allowed")
 
-    def _activate(self, request: Request, uuid: str, placed: Location) -> tuple[Image, int]:
+    def inspection(self, image: Image) -> Inspection:
+        """Of data that are to become the image's."""
+        return Inspection(self._inspection, image)
+
+    def _activate(self, request: Request, uuid: str, placed: Location, inspection: Inspection) -> tuple[Image, int]:
         """The image owns its bytes: one transaction with the pending write that makes it active."""
         with self._images.store.transaction() as txn:
             image = self._images.writable(txn, request.who, uuid, "upload_image")
             self._check_uploadable(image, status="saving")  # another gateway's upload may have been first
-            return image, self._append_data(txn, request, image, placed)
+            inspection.check_same(image)
+            return image, self._append_data(txn, request, image, placed, inspection.virtual_size(placed["size"]))
 
     def _create_active(
-        self, request: Request, uuid: str, attributes: dict[str, Any], properties: dict[str, str], placed: Location
+        self,
+        request: Request,
+        uuid: str,
+        attributes: dict[str, Any],
+        properties: dict[str, str],
+        placed: Location,
+        virtual_size: int | None,
     ) -> tuple[Image, int]:
         with self._images.store.transaction(grows=True) as txn:
             image = self._images.append_create(txn, request, uuid, attributes, properties, [], numbered=True)
-            return image, self._append_data(txn, request, image, placed)
+            return image, self._append_data(txn, request, image, placed, virtual_size)
 
-    def _append_data(self, txn: Txn, request: Request, image: Image, placed: Location) -> int:
+    def _append_data(self, txn: Txn, request: Request, image: Image, placed: Location, virtual_size: int | None) -> int:
         self._placement.owned(txn, [placed["key"]])
         return self._images.append_update(
-            txn, request, image, Changes(data_attributes(placed)), add_locations=[placed], conditional=False
+            txn,
+            request,
+            image,
+            Changes(data_attributes(placed, virtual_size)),
+            add_locations=[placed],
+            conditional=False,
         )
 
     async def source(self, who: Identity, uuid: str) -> Source | None:

@@ -238,6 +238,7 @@ class Images:
     def _check_update(self, who: Identity, image: Image, changes: Changes) -> None:
         values = changes.set
         after = image | {name: value for name, value in values.items() if name in WRITABLE}
+        _check_formats_kept(image, after)
         if after["visibility"] != image["visibility"]:
             self._may_publish(who, after)
         if after["owner"] != image["owner"]:
@@ -389,6 +390,13 @@ def check_attributes(attributes: dict[str, Any], properties: dict[str, str], tag
     check_tags(tags, limits)
     if len(pack([attributes["name"], properties, tags])) > limits.metadata_max_bytes:
         raise BodyTooLarge(f"the image's metadata is larger than {limits.metadata_max_bytes} bytes")
+
+
+def _check_formats_kept(image: Image, after: Image) -> None:
+    """Data are inspected as what their image says when they become its own."""
+    for name in ("disk_format", "container_format"):
+        if after[name] != image[name] and image["status"] not in ("queued", "uploading"):
+            raise Forbidden(f"Attribute '{name}' can be changed only while the image is queued")
 
 
 def _check_formats_match(attributes: dict[str, Any]) -> None:

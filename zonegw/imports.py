@@ -9,7 +9,7 @@ no owner is given up, in this zone and in others.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,6 +197,7 @@ class Imports:
     async def _carry_out(self, job: Job) -> None:
         if job.method == WEB_DOWNLOAD and not self._has_bytes(job):
             await self._download(job)
+        await self._inspect(job)
         problem: GatewayError | None = None
         for zone in list(job.stores):
             try:
@@ -232,6 +233,18 @@ class Imports:
             self._image(job, txn)
             self.staging.put(txn, job.uuid, placed)
         await self._images.store.durable()
+
+    async def _inspect(self, job: Job) -> None:
+        """Staged bytes must be what the image says now, which it need not have said when they came."""
+        staged = self.staging.get(job.uuid)
+        if staged is None:
+            return
+        inspection = self._image_data.inspection(self._image(job))
+        async with aclosing(_file_pieces(self._data.path(staged["key"]), self._limits.data_chunk_bytes)) as pieces:
+            async for _ in inspection.of(self._while_wanted(job, pieces)):
+                if inspection.decided:
+                    break
+        job.virtual_size = inspection.virtual_size(staged["size"])
 
     async def _while_wanted(self, job: Job, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for piece in body:
@@ -271,7 +284,7 @@ class Imports:
         placed, staged = job.placed, self.staging.get(job.uuid)
         with self._images.store.transaction() as txn:
             image = self._image(job, txn)
-            changes = self._activation(image, placed[0])
+            changes = self._activation(job, image, placed[0])
             position = self._images.append_update(
                 txn, job.request, image, changes, add_locations=placed, conditional=False
             )
@@ -282,9 +295,9 @@ class Imports:
         await self._images.settle(image, position)
 
     @staticmethod
-    def _activation(image: Image, placed: Location) -> Changes:
+    def _activation(job: Job, image: Image, placed: Location) -> Changes:
         if image["status"] == "importing":
-            return Changes(data_attributes(placed))
+            return Changes(data_attributes(placed, job.virtual_size))
         if image["status"] not in ("active", "deactivated") or image["os_hash_value"] != placed["sha512"]:
             raise Conflict("the image got other data meanwhile: what was imported is dropped")
         return Changes()
@@ -352,7 +365,7 @@ async def _pieces(source: Source, chunk_bytes: int) -> AsyncIterator[bytes]:
             yield piece
 
 
-async def _file_pieces(path: Path, chunk_bytes: int) -> AsyncIterator[bytes]:
+async def _file_pieces(path: Path, chunk_bytes: int) -> AsyncGenerator[bytes]:
     try:
         handle = await asyncio.to_thread(os.open, path, os.O_RDONLY)
     except FileNotFoundError:

@@ -91,7 +91,9 @@ class Gateway:
         self.images.on_garbage = self.placement.wake
         with self.store.transaction() as txn:
             self.placement.recover(txn)
-        self.image_data = ImageData(self.images, self.data, self.cache, self.placement, self.stores, limits)
+        self.image_data = ImageData(
+            self.images, self.data, self.cache, self.placement, self.stores, limits, config.inspection
+        )
         self.deposits = Deposits(self.images, self.data)
         self.imports = Imports(
             self.images, self.image_data, self.data, self.placement, self.stores, config.imports, limits

@@ -166,11 +166,11 @@ def location(zone: str, stored: Stored) -> Location:
     }  # fmt: skip
 
 
-def data_attributes(placed: Location) -> dict[str, Any]:
+def data_attributes(placed: Location, virtual_size: int | None) -> dict[str, Any]:
     """What an image has from its bytes, as a command sets it."""
     return {
-        "status": "active", "size": placed["size"], "checksum": placed["md5"], "os_hash_algo": "sha512",
-        "os_hash_value": placed["sha512"],
+        "status": "active", "size": placed["size"], "virtual_size": virtual_size, "checksum": placed["md5"],
+        "os_hash_algo": "sha512", "os_hash_value": placed["sha512"],
     }  # fmt: skip
 
 

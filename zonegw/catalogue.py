@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
-from zonegw import listing, overlay
+from zonegw import listing, overlay, usage
 from zonegw.store import Txn, u64, unpack
 
 Image = dict[str, Any]
@@ -94,6 +94,13 @@ class Catalogue:
         """Positions of the image's own writes that are not settled yet."""
         row = txn.row("overlay", key_of(uuid)) or overlay.empty()
         return [patch["position"] for patch in row["patches"]]
+
+    def all(self, txn: Txn) -> Iterator[Image]:
+        """Every image that readers see; don't write to the listing meanwhile."""
+        for _, uuid in listing.walk(txn, [listing.ALL], "created_at", reverse=False):
+            image = self.get(txn, uuid)
+            if image is not None:
+                yield image
 
     def count(self, txn: Txn) -> int:
         return txn.count("catalogue")
@@ -289,6 +296,7 @@ class Catalogue:
     @staticmethod
     def _index(txn: Txn, before: Image | None, after: Image | None) -> None:
         listing.reindex(txn, before, after)
+        usage.moved(txn, before, after)
         number = None if after is None else after["number"]
         if before is not None and before["number"] is not None and before["number"] != number:
             txn.delete("numbers", u64(before["number"]))

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zonegw import import_rules, inspection_rules
+from zonegw import import_rules, inspection_rules, quota_rules
 from zonegw.errors import ConfigError
 from zonegw.import_rules import ImportRules
 from zonegw.inspection_rules import InspectionRules
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
+from zonegw.quota_rules import QuotaRules
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -145,8 +146,6 @@ class Limits:
     web_download_max_s: float = 24 * 3600
     web_redirects_max: int = 5
     web_uri_max_chars: int = 2048
-    # Images that are added up for the usage of one project; above, the answer is a lower bound.
-    usage_images_max: int = 100_000
 
     # Client programs told apart in the metrics of v1; the others are counted together.
     v1_user_agents_max: int = 32
@@ -194,6 +193,7 @@ class Config:
     metadefs_dir: Path | None = None
     imports: ImportRules = field(default_factory=ImportRules)
     inspection: InspectionRules = field(default_factory=InspectionRules)
+    quotas: QuotaRules = field(default_factory=QuotaRules)
     # Whose X-Forwarded-Proto and X-Forwarded-Host are believed, for links in answers.
     trusted_proxies: tuple[Network, ...] = ()
     # Whether the Images API v1 is served, too.
@@ -203,7 +203,7 @@ class Config:
 
 TABLES = {
     "zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "policy", "property_protections",
-    "import", "inspection", "limits",
+    "import", "inspection", "quotas", "limits",
 }  # fmt: skip
 
 
@@ -241,6 +241,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         metadefs_dir=base / _text(images, "metadefs_dir") if "metadefs_dir" in images else None,
         imports=import_rules.parse(_table(raw, "import")),
         inspection=inspection_rules.parse(_table(raw, "inspection")),
+        quotas=quota_rules.parse(_table(raw, "quotas")),
         trusted_proxies=_networks(images, "trusted_proxies"),
         v1=_truth(images, "images.v1", default=True),
         limits=_limits(_table(raw, "limits")),

@@ -59,8 +59,9 @@ class ImageData:
         self._check_uploadable(image)
         zone = self._stores.choose(store)
         inspection = self.inspection(image)
-        with self._marked(uuid):
-            placed = await self._placement.place(uuid, zone, inspection.of(body), size, md5)
+        body = self._room(image, inspection.of(body), size)
+        with self._marked(uuid, image["owner"]):
+            placed = await self._placement.place(uuid, zone, body, size, md5)
             with self._placement.kept([placed["key"]]):
                 image, position = self._activate(request, uuid, placed, inspection)
         await self._images.settle(image, position)
@@ -78,22 +79,31 @@ class ImageData:
         images.check_numbers(images.store.read())
         zone = self._stores.choose(store)
         inspection = self.inspection(attributes)
-        with self._marked(uuid):
-            placed = await self._placement.place(uuid, zone, inspection.of(body), size, md5)
+        images.quotas.check_create(images.store.read(), attributes["owner"])
+        body = self._room(attributes, inspection.of(body), size)
+        with self._marked(uuid, attributes["owner"]):
+            placed = await self._placement.place(uuid, zone, body, size, md5)
             with self._placement.kept([placed["key"]]):
                 virtual_size = inspection.virtual_size(placed["size"])
                 image, position = self._create_active(request, uuid, attributes, properties, placed, virtual_size)
         await images.settle(image, position)
         return await images.show(request.who, uuid)
 
+    def _room(self, image: Image, body: AsyncIterator[bytes], size: int | None) -> AsyncIterator[bytes]:
+        """The body, within what the owner may still have. Raises QuotaExceeded."""
+        read = self._images.store.read()
+        self._images.quotas.check_size(read, image["owner"], size or 0)
+        return self._images.quotas.sized(read, image["owner"], body)
+
     @contextmanager
-    def _marked(self, uuid: str) -> Iterator[None]:
-        """The image shows as saving meanwhile. Raises Unavailable where too many do."""
+    def _marked(self, uuid: str, owner: str | None) -> Iterator[None]:
+        """The image shows as saving meanwhile. Raises Unavailable where too many do, QuotaExceeded."""
         if len(self._uploading) >= self._limits.uploads_max:
             raise Unavailable("too many uploads at once (limits.uploads_max)")
         self._uploading.add(uuid)
         try:
-            yield
+            with self._images.quotas.uploading(self._images.store.read(), uuid, owner):
+                yield
         finally:
             self._uploading.discard(uuid)
 
@@ -133,6 +143,7 @@ class ImageData:
             return image, self._append_data(txn, request, image, placed, virtual_size)
 
     def _append_data(self, txn: Txn, request: Request, image: Image, placed: Location, virtual_size: int | None) -> int:
+        self._images.quotas.check_size(txn, image["owner"], placed["size"])
         self._placement.owned(txn, [placed["key"]])
         return self._images.append_update(
             txn,

@@ -17,6 +17,8 @@ from zonegw.id_pool import IdPool
 from zonegw.identity import Identity
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
+from zonegw.quota_rules import QuotaRules
+from zonegw.quotas import Quotas
 from zonegw.store import Store, Txn, pack
 from zonegw.write_queue import WriteQueue
 
@@ -82,7 +84,9 @@ class Images:
         limits: Limits,
         policy: Policy | None = None,
         protections: PropertyProtections | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
+        self.quotas = quotas or Quotas(QuotaRules(), catalogue)
         self.policy = policy or Policy()
         self.protections = protections or PropertyProtections()
         self.store = store
@@ -175,6 +179,7 @@ class Images:
         """Queue a create that was checked, and lay it."""
         if self.catalogue.known(txn, uuid):
             raise Conflict(f"Image ID {uuid} already exists!")
+        self.quotas.check_create(txn, attributes["owner"])
         command: dict[str, Any] = {
             "op": "create_image", "actor": self._actor(request), "uuid": uuid, "attributes": attributes,
             "properties": properties, "tags": tags, "home_zone": self.zone, "created_at": self.catalogue.now_us(),

@@ -69,6 +69,8 @@ class Imports:
         for job in self.jobs.unfinished():
             self._waiting.put_nowait(job)
         images.importing = self.shown
+        images.quotas.staged = self.staging.sizes
+        images.quotas.importing = lambda: {job.uuid for job in self.jobs.unfinished()}
         images.on_delete = self.forget
 
     def shown(self, image: Image) -> Image:
@@ -108,6 +110,7 @@ class Imports:
         image = self._images.writable(self._images.store.read(), request.who, uuid, _action(wanted.method))
         self._check(image, wanted)
         targets = self._targets(image, wanted)
+        self._check_quotas(image, wanted, len(targets))
         if targets and len(self.jobs.unfinished()) >= self._limits.imports_pending_max:
             raise Unavailable("too many imports at once (limits.imports_pending_max)")
         return targets
@@ -127,6 +130,13 @@ class Imports:
                 raise Conflict(f"'{name}' needs to be set before import")
         if method == GLANCE_DIRECT and self.staging.get(image["uuid"]) is None:
             raise Conflict("the image's data are still being staged: wait for it")
+
+    def _check_quotas(self, image: Image, wanted: Wanted, copies: int) -> None:
+        read, quotas = self._images.store.read(), self._images.quotas
+        size = self.staging.sizes().get(image["uuid"], image["size"] or 0)
+        quotas.check_size(read, image["owner"], copies * size)
+        if wanted.method == WEB_DOWNLOAD:
+            quotas.check_uploading(read, image["owner"])
 
     def _is_busy(self, uuid: str) -> bool:
         job = self.jobs.latest(uuid)
@@ -228,10 +238,10 @@ class Imports:
         if job.uri is None:
             raise BadRequest("web-download needs a uri")
         async with aclosing(self._web.read(job.uri)) as source:
-            placed = await self._placement.place(job.uuid, self._stores.zone, self._while_wanted(job, source))
+            body = self._images.quotas.staging(self._images.store.read(), self._image(job)["owner"], source)
+            placed = await self._placement.place(job.uuid, self._stores.zone, self._while_wanted(job, body))
         with self._placement.kept([placed["key"]]), self._images.store.transaction(grows=True) as txn:
-            self._image(job, txn)
-            self.staging.put(txn, job.uuid, placed)
+            self.staging.put(txn, self._image(job, txn), placed)
         await self._images.store.durable()
 
     async def _inspect(self, job: Job) -> None:
@@ -284,6 +294,7 @@ class Imports:
         placed, staged = job.placed, self.staging.get(job.uuid)
         with self._images.store.transaction() as txn:
             image = self._image(job, txn)
+            self._images.quotas.check_size(txn, image["owner"], sum(location["size"] for location in placed))
             changes = self._activation(job, image, placed[0])
             position = self._images.append_update(
                 txn, job.request, image, changes, add_locations=placed, conditional=False

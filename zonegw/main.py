@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from zonegw import control, images_v1, metadefs, store_identity, tls
+from zonegw import control, images_v1, metadefs, store_identity, tls, usage
 from zonegw.auth import Authenticator
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
@@ -35,6 +35,7 @@ from zonegw.interzone_app import build_app
 from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
 from zonegw.placement import Placement
+from zonegw.quotas import Quotas
 from zonegw.status import Status
 from zonegw.store import Store, Txn
 from zonegw.stores import Stores
@@ -83,7 +84,7 @@ class Gateway:
         self.cache = DataCache(config.data_dir / "cache", self.interzone, limits)
         self.images = Images(
             self.store, self.queue, self.ids, self.catalogue, zone=config.zone, gateway=config.gateway, limits=limits,
-            policy=config.policy, protections=config.protections,
+            policy=config.policy, protections=config.protections, quotas=Quotas(config.quotas, self.catalogue),
         )  # fmt: skip
         self.metadefs = metadefs.load(config.metadefs_dir)
         self.stores = Stores(config.zone, self.zones.with_endpoints, self.interzone, limits)
@@ -91,6 +92,7 @@ class Gateway:
         self.images.on_garbage = self.placement.wake
         with self.store.transaction() as txn:
             self.placement.recover(txn)
+            usage.begin(txn, self.catalogue.all(txn))
         self.image_data = ImageData(
             self.images, self.data, self.cache, self.placement, self.stores, limits, config.inspection
         )

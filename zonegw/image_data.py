@@ -167,7 +167,7 @@ class ImageData:
     async def open(self, image: Image) -> Source:
         """Where to read the bytes of an image that has some: here, or else from another zone. Raises Unavailable."""
         for location in image["locations"]:
-            if location["zone"] == self._images.zone and self._data.exists(location["key"]):
+            if location["zone"] == self._images.zone and self._data.complete(location["key"], location["size"]):
                 return Source(image, file=self._data.path(location["key"]))
         return await self._remote(image)
 

@@ -73,6 +73,17 @@ class FilesystemStore:
     def exists(self, key: str) -> bool:
         return self.path(key).is_file()
 
+    def complete(self, key: str, size: int | None) -> bool:
+        """Whether the bytes are there with the size that they had when they were stored; a file of another size must
+        not be sent, for its client could take it for the whole."""
+        try:
+            found = self.path(key).stat().st_size
+        except FileNotFoundError:
+            return False
+        if size not in (None, found):
+            log.error("bytes %s are damaged: %d of %d bytes are left", key, found, size)
+        return size in (None, found)
+
     async def write(self, key: str, body: AsyncIterator[bytes]) -> Stored:
         """Store what `body` yields under `key`; whatever ends it early leaves nothing behind. Raises StorageFull,
         DataStoreFailed."""
@@ -113,7 +124,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFull("the data store's disk is full; nothing was kept of this upload") from error
         log.error("an upload could not be brought to the disk: %s", error)
         said = "the data store's disk failed, and nothing was kept of this upload; the gateway's log says how"

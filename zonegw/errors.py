@@ -4,8 +4,7 @@ GatewayError
  +- BadRequest 400 · Unauthenticated 401 · Forbidden 403 · NotFound 404 · Conflict 409
  +- BodyTooLarge, QuotaExceeded 413 · UnsupportedMediaType 415 · RangeUnsatisfiable 416
  +- Unavailable 503 (Retry-After) +- Degraded: needs the registry, which is away
- |                                +- DataUnavailable: bytes of another zone can't be reached
- |                                +- DataStoreFailed: the data store can't keep the bytes
+ |                                +- DataUnavailable: a data store, or another zone, can't be reached
  +- StorageFull 507
  +- OutcomeUnknown 504 (indefinite)
 ConfigError: the configuration file is wrong; said at start, never over HTTP.
@@ -110,15 +109,9 @@ class Degraded(Unavailable):
 
 
 class DataUnavailable(Unavailable):
-    """The bytes lie in another zone, are not cached here, and that zone can't be reached."""
+    """The bytes lie in another zone and are not cached here, or belong into a store, and that can't be reached."""
 
     code = "data_unavailable"
-
-
-class DataStoreFailed(Unavailable):
-    """The data store could not keep the bytes; nothing of them is left."""
-
-    code = "data_store_failed"
 
 
 class StorageFull(GatewayError):

@@ -50,7 +50,7 @@ class Staging:
             raise Unavailable("too many images wait for their import (limits.staged_images_max)")
         with quotas.uploading(read, uuid, image["owner"]), self._marked(uuid):
             body = quotas.staging(read, image["owner"], body)
-            placed = await self._placement.place(uuid, self._images.zone, body, size, md5)
+            placed = await self._placement.stage(uuid, body, size, md5)
             with self._placement.kept([placed["key"]]), self._images.store.transaction(grows=True) as txn:
                 image = self._images.writable(txn, request.who, uuid, "stage_image")
                 self._check(image, "uploading")  # another gateway's upload may have been first

@@ -29,7 +29,8 @@ FORMAT = 1
 EXIT_STORAGE = 74
 TABLES = (
     "meta", "catalogue", "numbers", "overlay", "listing", "queue", "retained", "parked", "uploads", "garbage", "cache",
-    "far_garbage", "deposits", "staged", "imports", "deleted", "usage",
+    "far_garbage", "deposits", "staged", "imports", "deleted", "outside", "folded", "parked_images", "renumbered",
+    "usage",
 )  # fmt: skip
 
 

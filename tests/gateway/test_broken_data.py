@@ -146,7 +146,7 @@ async def test_a_disk_that_fails_is_told_from_one_that_is_full(tmp_path: Path, m
             async with zone.ask("PUT", f"{image['self']}/file", data=BLOB, headers=OCTETS) as answer:
                 assert answer.status == 503
                 assert int(answer.headers["Retry-After"]) > 0
-                assert "disk failed" in await answer.text()
+                assert "data store default failed" in await answer.text()
         await nothing_is_left(zone, image)
         await a_retry_works(zone, image)
 

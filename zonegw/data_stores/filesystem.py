@@ -10,50 +10,33 @@ import hashlib
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from zonegw.errors import DataStoreFailed, StorageFull
+from zonegw.data_stores.interface import DEFAULT_STORE, Stored, is_key
+from zonegw.errors import DataUnavailable, NotFound, StorageFull
 from zonegw.store import free_bytes
 
 log = logging.getLogger(__name__)
 
-KEY_CHARS = frozenset("0123456789abcdef")
 # Of one batch; a single call writes no more than 1024.
 PIECES_MAX = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Bytes that are on the disk under `key`."""
-
-    key: str
-    size: int
-    md5: str
-    sha512: str
-
-
-def mint_key() -> str:
-    """A key that names bytes for ever; it says nothing about the image."""
-    return uuid4().hex
-
-
-def is_key(text: str) -> bool:
-    return len(text) == 32 and set(text) <= KEY_CHARS
 
 
 class FilesystemStore:
     """Files under `directory`, at most `max_bytes` of them together."""
 
+    kind = "file"
+
     def __init__(
-        self, directory: Path, *, max_bytes: int, disk_reserve_bytes: int, chunk_bytes: int, batches_max: int = 4
-    ) -> None:
+        self, directory: Path, *, max_bytes: int, disk_reserve_bytes: int, chunk_bytes: int, batches_max: int = 4,
+        name: str = DEFAULT_STORE,
+    ) -> None:  # fmt: skip
+        self.name = name
         self.directory = directory
         self._incoming = directory / "incoming"
         self._max_bytes = max_bytes
@@ -73,38 +56,58 @@ class FilesystemStore:
     def exists(self, key: str) -> bool:
         return self.path(key).is_file()
 
-    def complete(self, key: str, size: int | None) -> bool:
-        """Whether the bytes are there with the size that they had when they were stored; a file of another size must
-        not be sent, for its client could take it for the whole."""
+    async def size(self, key: str) -> int | None:
         try:
-            found = self.path(key).stat().st_size
+            return (await asyncio.to_thread(self.path(key).stat)).st_size
         except FileNotFoundError:
-            return False
-        if size not in (None, found):
-            log.error("bytes %s are damaged: %d of %d bytes are left", key, found, size)
-        return size in (None, found)
+            return None
 
-    async def write(self, key: str, body: AsyncIterator[bytes]) -> Stored:
+    async def read(self, key: str, start: int, end: int) -> AsyncGenerator[bytes]:
+        """The bytes from `start` up to `end`, or up to where the file ends. Raises NotFound."""
+        try:
+            handle = await asyncio.to_thread(os.open, self.path(key), os.O_RDONLY)
+        except FileNotFoundError:
+            raise NotFound("the image's data are gone") from None
+        try:
+            while piece := await asyncio.to_thread(os.pread, handle, min(self._chunk_bytes, end - start), start):
+                start += len(piece)
+                yield piece
+        finally:
+            os.close(handle)
+
+    async def write(self, key: str, body: AsyncIterator[bytes], size: int | None = None) -> Stored:
         """Store what `body` yields under `key`; whatever ends it early leaves nothing behind. Raises StorageFull,
-        DataStoreFailed."""
-        with _told():
+        DataUnavailable."""
+        with self._told():
             writer = _Writer(self._incoming / key, self.path(key), self._batches_max)
         taken = 0
         try:
             async for batch in batches(body, self._chunk_bytes):
-                size = sum(map(len, batch))
-                self._check_room(size)
-                taken += size
-                self.used_bytes += size
-                with _told():
+                held = sum(map(len, batch))
+                self._check_room(held)
+                taken += held
+                self.used_bytes += held
+                with self._told():
                     await writer.take(batch)
-            with _told():
+            with self._told():
                 await writer.finish()
         except BaseException:
             self.used_bytes -= taken
             await asyncio.shield(writer.discard())
             raise
-        return Stored(key, taken, writer.md5.hexdigest(), writer.sha512.hexdigest())
+        return Stored(key, taken, writer.md5.hexdigest(), writer.sha512.hexdigest(), self.name)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the client is told of a disk that fails."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StorageFull("the data store's disk is full; nothing was kept of this upload") from error
+            log.error("an upload could not be brought to the disk of store %s: %s", self.name, error)
+            said = f"the disk of data store {self.name} failed, nothing was kept of this upload; the log says how"
+            raise DataUnavailable(said) from error
 
     def _check_room(self, size: int) -> None:
         if self.used_bytes + size > self._max_bytes:
@@ -117,18 +120,14 @@ class FilesystemStore:
         freed = await asyncio.to_thread(_remove, self.path(key))
         self.used_bytes -= freed  # not around the await: what others take or free meanwhile would be forgotten
 
+    async def reachable(self) -> bool:
+        return await asyncio.to_thread(self.directory.is_dir)
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """What the client is told of a disk that fails."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageFull("the data store's disk is full; nothing was kept of this upload") from error
-        log.error("an upload could not be brought to the disk: %s", error)
-        said = "the data store's disk failed, and nothing was kept of this upload; the gateway's log says how"
-        raise DataStoreFailed(said) from error
+    async def properties(self) -> dict[str, Any]:
+        return {"data_dir": str(self.directory), "used_bytes": self.used_bytes}
+
+    async def close(self) -> None:
+        pass
 
 
 class _Writer:
@@ -231,15 +230,3 @@ async def batches(body: AsyncIterator[bytes], size: int) -> AsyncIterator[list[b
             held, total = [], 0
     if held:
         yield held
-
-
-async def gather(body: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    """Pieces of about `size`: few trips to the worker threads, bounded memory."""
-    held = bytearray()
-    async for piece in body:
-        held += piece
-        if len(held) >= size:
-            yield bytes(held)
-            held.clear()
-    if held:
-        yield bytes(held)

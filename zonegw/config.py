@@ -134,6 +134,10 @@ class Limits:
     data_batches_max: int = 4
     data_store_max_bytes: int = 1 << 60
     data_cache_max_bytes: int = 50 * GIB
+    # What a connection may have received and nobody read yet; a body is read in pieces of up to twice this.
+    read_buffer_bytes: int = 512 * KIB
+    # How long the rest of a body that was refused is read and dropped: a client that can't send it does not hear why.
+    refused_body_max_s: float = 60
     uploads_max: int = 64
     downloads_max: int = 512
     # Seconds without progress of an uploading or a downloading client, or of the zone that data is fetched from.

@@ -221,7 +221,11 @@ class Gateway:
         return control.build_app(nouns, self.config.limits)
 
     async def _listen(self, app: web.Application, address: tuple[str, int], ssl: Any) -> tuple[str, int]:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=self.config.limits.shutdown_grace_s)
+        limits = self.config.limits
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=limits.shutdown_grace_s, read_bufsize=limits.read_buffer_bytes,
+            lingering_time=limits.refused_body_max_s,
+        )  # fmt: skip
         await runner.setup()
         self._runners.append(runner)
         await web.TCPSite(runner, *address, ssl_context=ssl, backlog=1024).start()

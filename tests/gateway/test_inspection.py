@@ -1,6 +1,7 @@
 """Image data are inspected on their way in: unsafe ones, and those of another format, are refused and leave nothing."""
 
 import asyncio
+import http.client
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,22 @@ async def test_what_is_refused_is_refused_before_all_of_it_came(tmp_path: Path) 
 
         assert await zone.status("PUT", f"{image['self']}/file", data=body(), headers=OCTETS) == 400
         assert not files(zone)
+
+
+async def test_a_client_that_sends_all_before_it_listens_hears_why_its_data_were_refused(tmp_path: Path) -> None:
+    """As most do; a connection that was closed on it would tell it nothing."""
+    async with running(tmp_path) as zone:
+        image = await zone.create(name="n", disk_format="raw", container_format="bare")
+
+        def put() -> tuple[int, str]:
+            client = http.client.HTTPConnection(*zone.gateway.address, timeout=60)
+            headers = OCTETS | {"X-Auth-Token": zone.tokens["alice"]}
+            client.request("PUT", f"{image['self']}/file", disks.qcow2().ljust(12 << 20, b"\0"), headers)
+            with client.getresponse() as answer:
+                return answer.status, answer.read().decode()
+
+        status, said = await asyncio.to_thread(put)
+        assert (status, "set disk_format" in said) == (400, True)
 
 
 async def test_an_image_of_v1_is_not_made_of_unsafe_data(tmp_path: Path) -> None:

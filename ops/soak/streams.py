@@ -4,7 +4,8 @@ One gateway process on the real disk, without a registry. In each round, in turn
 bytes, and reads them; a bare aiohttp server reads and drops them, and sends them from a file; the gateway takes them as
 an image, and sends that. The gateway digests, inspects and fsyncs, which the others do not; what reads from HTTP and
 keeps on this disk can't be faster than the slower of the two, and that is what its throughput is held to. Files are
-dropped from the page cache before they are read. At the end one large image goes in and out, for the memory.
+dropped from the page cache before they are read. At the end one large image goes in and out, for the memory. What the
+two servers spend on a GiB does not depend on what else the machine does, so it is told too.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ops.soak.stream_client import MIB, KnownBytes
 from zonegw import config
 
 LARGE_GB = 10
-ROUNDS, ROUND_MIB = 2, 512
+ROUNDS, ROUND_MIB = 5, 512
 SHARE_MIN = 0.7
 GROWTH_MAX_MIB = 64
 _START_MAX_S = 60.0
@@ -127,8 +128,8 @@ def _run(large_gb: int) -> Outcome:
     shutil.rmtree(base, ignore_errors=True)
     base.mkdir(parents=True)
     try:
-        with _processes(base) as (place, gateway):
-            _rounds(outcome, place)
+        with _processes(base) as (place, gateway, bare):
+            _rounds(outcome, place, gateway, bare)
             _large(outcome, place, gateway, large_gb * 1024)
     finally:
         shutil.rmtree(base)
@@ -136,7 +137,7 @@ def _run(large_gb: int) -> Outcome:
 
 
 @contextmanager
-def _processes(base: Path) -> Iterator[tuple[Place, Process]]:
+def _processes(base: Path) -> Iterator[tuple[Place, Process, Process]]:
     known = KnownBytes(base)
     ports = [Reservation(), Reservation()]
     addresses = [port.address for port in ports]
@@ -149,7 +150,7 @@ def _processes(base: Path) -> Iterator[tuple[Place, Process]]:
             process.start()
             if not wait_until(partial(_answers, f"http://{address}"), _START_MAX_S):
                 raise RuntimeError(process.ending())
-        yield Place(base, known, *(f"http://{address}" for address in addresses)), gateway
+        yield Place(base, known, *(f"http://{address}" for address in addresses)), gateway, bare
     finally:
         for process in (gateway, bare):
             process.stop()
@@ -172,20 +173,50 @@ def _answers(url: str) -> bool:
     return True
 
 
-def _rounds(outcome: Outcome, place: Place) -> None:
+def _rounds(outcome: Outcome, place: Place, gateway: Process, bare: Process) -> None:
     """Shares are of the same round: the disk and the machine are never the same for long."""
     took: dict[str, list[float]] = {name: [] for name in ("write", "read", "drop", "send", "upload", "download")}
+    spent: dict[str, list[float]] = {name: [] for name in ("drop", "send", "upload", "download")}
     for _ in range(ROUNDS):
         took["write"].append(place.write(ROUND_MIB))
-        took["drop"].append(place.drop(ROUND_MIB))
-        image, seconds = place.store(ROUND_MIB)
+        with _spent(bare, spent["drop"]):
+            took["drop"].append(place.drop(ROUND_MIB))
+        with _spent(gateway, spent["upload"]):
+            image, seconds = place.store(ROUND_MIB)
         took["upload"].append(seconds)
         took["read"].append(place.read(ROUND_MIB))
-        took["send"].append(place.send(ROUND_MIB))
-        took["download"].append(place.fetch(image, ROUND_MIB))
+        with _spent(bare, spent["send"]):
+            took["send"].append(place.send(ROUND_MIB))
+        with _spent(gateway, spent["download"]):
+            took["download"].append(place.fetch(image, ROUND_MIB))
         place.delete(image)
-    for name, seconds_ in took.items():
-        outcome.figures[f"{name}_mib_per_s"] = round(ROUND_MIB / statistics.median(seconds_))
+    _tell(outcome, took, spent)
+
+
+@contextmanager
+def _spent(process: Process, seconds: list[float]) -> Iterator[None]:
+    """Adds the processor time that a process takes meanwhile."""
+    before = _processor_s(process)
+    yield
+    seconds.append(_processor_s(process) - before)
+
+
+def _processor_s(process: Process) -> float:
+    fields = (_proc(process) / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _proc(process: Process) -> Path:
+    if process.identity is None:
+        raise RuntimeError(process.ending())
+    return Path("/proc") / str(process.identity.pid)
+
+
+def _tell(outcome: Outcome, took: dict[str, list[float]], spent: dict[str, list[float]]) -> None:
+    for name, seconds in took.items():
+        outcome.figures[f"{name}_mib_per_s"] = round(ROUND_MIB / statistics.median(seconds))
+    for name, seconds in spent.items():
+        outcome.figures[f"{name}_processor_s_per_gib"] = round(statistics.median(seconds) * 1024 / ROUND_MIB, 2)
     for name, bare in (("upload", ("write", "drop")), ("download", ("read", "send"))):
         slower = [max(pair) for pair in zip(*(took[other] for other in bare), strict=True)]
         share = statistics.median(least / own for least, own in zip(slower, took[name], strict=True))
@@ -215,9 +246,7 @@ class Memory:
     """How far a process' resident memory rises above what it is now, at its peak."""
 
     def __init__(self, process: Process) -> None:
-        if process.identity is None:
-            raise RuntimeError(process.ending())
-        self._directory = Path("/proc") / str(process.identity.pid)
+        self._directory = _proc(process)
         (self._directory / "clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
         self._before = self._kib("VmRSS")
 

@@ -123,15 +123,26 @@ class Origins:
     async def read(self, zone: str, key: str, offset: int) -> AsyncGenerator[bytes]:
         """The bytes from `offset` on. Raises DataUnavailable when there is no way to them now."""
         for store in self._shared.get(zone, ()):
+            begun = False
             try:
-                size = await store.size(key)
-            except (NotFound, DataUnavailable) as error:
-                log.warning("store %s of zone %s can't be read directly: %s", store.name, zone, error.message)
-                continue
-            if size is not None:
-                async with aclosing(store.read(key, offset, size)) as pieces:
+                async with aclosing(_rest(store, key, offset)) as pieces:
                     async for piece in pieces:
+                        begun = True
                         yield piece
+            except (NotFound, DataUnavailable) as error:
+                if begun:
+                    raise
+                log.warning("store %s of zone %s can't be read directly: %s", store.name, zone, error.message)
+            if begun:
                 return
         async for piece in self._gateways.read(zone, key, offset):
             yield piece
+
+
+async def _rest(store: DataStore, key: str, offset: int) -> AsyncGenerator[bytes]:
+    """Of bytes whose size only the store knows; nothing where it has none."""
+    size = await store.size(key)
+    if size is not None and offset < size:
+        async with aclosing(store.read(key, offset, size)) as pieces:
+            async for piece in pieces:
+                yield piece

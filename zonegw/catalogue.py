@@ -162,8 +162,9 @@ class Catalogue:
         an image's absence."""
         if change.get("deleted") or "locations" not in change.get("changed", ()):
             return []
-        known = self._registered(txn, key_of(change["uuid"]))
-        if known is None or known["version"] >= change["image"]["version"]:
+        key = key_of(change["uuid"])
+        known = self._registered(txn, key)
+        if known is None or known["version"] >= change["image"]["version"] or self._is_of_another_epoch(txn, key):
             return []
         kept = {location["key"] for location in change["image"]["locations"]}
         return [location for location in known["locations"] if location["key"] not in kept]
@@ -237,13 +238,19 @@ class Catalogue:
             last = key + b"\x00"
         return doomed, None
 
-    def forget(self, txn: Txn, key: bytes) -> Image | None:
-        """Drop an image that the registry no longer has; its bytes stay, for absence proves no delete."""
+    def forget(self, txn: Txn, key: bytes) -> list[Image]:
+        """Drop an image that the registry no longer has, and return it as it was last known, unless its delete is: its
+        bytes stay, for absence proves no delete."""
         uuid = str(UUID(bytes=key))
-        before, known = self.get(txn, uuid), self._registered(txn, key)
+        before, known = self.get(txn, uuid), self.registered(txn, uuid)
         txn.delete("catalogue", key)
         self._index(txn, before, overlay.effective(None, txn.row("overlay", key)))
-        return known
+        return [] if known is None else [known]
+
+    def acked_only(self, txn: Txn) -> list[Image]:
+        """Images that own acks brought and the catalogue has not, nor an own delete of them."""
+        rows = ((key, unpack(data)) for key, data in txn.scan("overlay"))
+        return [row["base"] for key, row in rows if row["base"] is not None and txn.get("catalogue", key) is None]
 
     def settle_overlay(self, txn: Txn, revision: int) -> None:
         """After a bootstrap: drop the overlay rows that the catalogue contains at `revision`."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zonegw import import_rules
+from zonegw import deletion_rules, import_rules
+from zonegw.deletion_rules import DeletionRules
 from zonegw.errors import ConfigError
 from zonegw.import_rules import ImportRules
 from zonegw.policy import Policy
@@ -122,6 +123,10 @@ class Limits:
     withdrawn_keys_max: int = 1024
     # How long a zone that holds a copy which nobody owns is left alone after it could not be reached.
     far_garbage_retry_s: float = 30
+    # How often the end of a delay is looked for, and asked again what became of images that the registry did not know.
+    deletions_look_s: float = 60
+    # Images in one request about deletions; as many as the registry takes.
+    deletions_batch_max: int = 512
     # A zone that answers is near; a list of stores must not wait for one that does not, and asks each once in a while.
     store_probe_max_s: float = 1.5
     store_probe_keep_s: float = 5
@@ -190,6 +195,7 @@ class Config:
     protections: PropertyProtections = field(default_factory=PropertyProtections)
     metadefs_dir: Path | None = None
     imports: ImportRules = field(default_factory=ImportRules)
+    deletion: DeletionRules = field(default_factory=DeletionRules)
     # Whose X-Forwarded-Proto and X-Forwarded-Host are believed, for links in answers.
     trusted_proxies: tuple[Network, ...] = ()
     # Whether the Images API v1 is served, too.
@@ -199,7 +205,7 @@ class Config:
 
 TABLES = {
     "zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "policy", "property_protections",
-    "import", "limits",
+    "import", "deletion", "limits",
 }  # fmt: skip
 
 
@@ -236,6 +242,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         protections=PropertyProtections(raw.get("property_protections", ())),
         metadefs_dir=base / _text(images, "metadefs_dir") if "metadefs_dir" in images else None,
         imports=import_rules.parse(_table(raw, "import")),
+        deletion=deletion_rules.parse(_table(raw, "deletion")),
         trusted_proxies=_networks(images, "trusted_proxies"),
         v1=_truth(images, "images.v1", default=True),
         limits=_limits(_table(raw, "limits")),

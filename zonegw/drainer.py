@@ -47,11 +47,12 @@ class Link(Protocol):
 
 
 class Drainer:
-    """The session of one gateway; `on_deleted` gets the locations whose bytes nobody owns any more."""
+    """The session of one gateway; `on_deleted` gets the locations whose bytes nobody owns any more, and the image where
+    it was deleted."""
 
     def __init__(
         self, store: Store, queue: WriteQueue, ids: IdPool, catalogue: Catalogue, link: Link, config: Config,
-        metrics: GatewayMetrics, *, on_deleted: Callable[[Txn, list[dict[str, Any]]], None],
+        metrics: GatewayMetrics, *, on_deleted: Callable[[Txn, list[dict[str, Any]], dict[str, Any] | None], None],
     ) -> None:  # fmt: skip
         self._store = store
         self._queue = queue
@@ -282,7 +283,7 @@ class Drainer:
         self._queue.ack(txn, session, write, {name: ok.get(name) for name in ("number", "version", "revision")})
         self._catalogue.acknowledge(txn, write.uuid, write.position, ok)
         if write.command["op"] == "delete_image" and before is not None:
-            self._on_deleted(txn, before["locations"])
+            self._on_deleted(txn, before["locations"], before)
         self._metrics.drained.labels("acked").inc()
 
     def _refused(self, txn: Txn, session: Session, write: PendingWrite, error: dict[str, Any]) -> None:
@@ -295,7 +296,7 @@ class Drainer:
             self._ids.seal(txn, "the registry does not know the block")  # or every create to come would be refused
         if write.position in self._verdicts:
             self._queue.refuse(txn, session, write)
-            self._on_deleted(txn, write.command.get("add_locations", []))  # bytes that nobody will own
+            self._on_deleted(txn, write.command.get("add_locations", []), None)  # bytes that nobody will own
             gone = [write]
         else:
             gone = self._queue.park(txn, session, write, reason, self._catalogue.positions(txn, write.uuid))

@@ -48,6 +48,8 @@ class FeedConsumer:
         self.on_zone_changed: Callable[[], None] = lambda: None
         # Gets the locations that a change took from an image, in the transaction of the change.
         self.on_removed: Callable[[Txn, list[dict[str, Any]]], None] = lambda txn, locations: None
+        # Gets an image that the registry no longer has, in the transaction that forgets it.
+        self.on_unseen: Callable[[Txn, dict[str, Any]], None] = lambda txn, image: None
         self.on_bootstrapped: Callable[[], None] = lambda: None
         # What an epoch lost is laid over the catalogue before its bootstrap takes it from there.
         self.may_enter: Callable[[int], bool] = lambda _epoch: True
@@ -149,12 +151,14 @@ class FeedConsumer:
             self._check_start(start)
             with self._store.transaction(reserved=True) as txn:
                 for image in chunk["images"]:
-                    self._catalogue.put_bootstrapped(txn, image)
+                    self._take_bootstrapped(txn, image)
             await self._store.durable()
         if start is None:
             raise RegistryAway("the bootstrap gave nothing, not even its start")
         await self._forget_unseen()
         with self._store.transaction() as txn:
+            for lost in self._catalogue.acked_only(txn):
+                self.on_unseen(txn, lost)
             self._catalogue.settle_overlay(txn, start[1])
             self._catalogue.begin_epoch(txn, start)
             self._catalogue.advance(txn, start)
@@ -162,6 +166,14 @@ class FeedConsumer:
         self._wake_waiting()
         self.on_bootstrapped()
         log.info("bootstrapped up to %s", start)
+
+    def _take_bootstrapped(self, txn: Txn, image: dict[str, Any]) -> None:
+        removed = self._catalogue.removed_locations(
+            txn, {"uuid": image["uuid"], "image": image, "changed": ["locations"]}
+        )
+        if removed:
+            self.on_removed(txn, removed)
+        self._catalogue.put_bootstrapped(txn, image)
 
     def _check_epoch(self, start: Position) -> None:
         if not self.may_enter(start[0]):
@@ -183,5 +195,6 @@ class FeedConsumer:
             with self._store.transaction() as txn:
                 doomed, after = self._catalogue.unseen(txn, after, self._limits.list_chunk_rows)
                 for key in doomed:
-                    self._catalogue.forget(txn, key)
+                    for forgotten in self._catalogue.forget(txn, key):
+                        self.on_unseen(txn, forgotten)
             await self._store.durable()

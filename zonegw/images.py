@@ -97,6 +97,10 @@ class Images:
         # What imports add to an image: its state here, which the registry does not know.
         self.importing: Callable[[Image], Image] = lambda image: image
         self.on_garbage: Callable[[], None] = lambda: None
+        # Gets an image that is deleted before the registry ever heard of it: nobody else knows of its bytes.
+        self.on_unsent_delete: Callable[[Txn, Image], None] = lambda txn, image: self.discard_bytes(
+            txn, image["locations"]
+        )
         self.on_delete: Callable[[Txn, str], None] = lambda txn, uuid: None
 
     # Reads.
@@ -305,7 +309,7 @@ class Images:
             unsent = self._never_sent(txn, image["uuid"])
             position = self._append(txn, image["uuid"], command, {"kind": "delete"})
             if unsent:
-                self.discard_bytes(txn, image["locations"])
+                self.on_unsent_delete(txn, image)
             self.on_delete(txn, image["uuid"])
         self.on_garbage()
         await self.settle(image, position)

@@ -16,10 +16,12 @@ from zonegw.config import Config
 from zonegw.data_cache import DataCache
 from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.data_transfer import Downloads
+from zonegw.deletions import Deletions
 from zonegw.deposits import Deposits
 from zonegw.discovery import Discovery
 from zonegw.drainer import Drainer
 from zonegw.feed_consumer import FeedConsumer
+from zonegw.graves import Graves
 from zonegw.http_frame import Links, answering, identifying
 from zonegw.id_pool import IdPool
 from zonegw.image_data import ImageData
@@ -35,6 +37,7 @@ from zonegw.interzone_app import build_app
 from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
 from zonegw.placement import Placement
+from zonegw.running_clock import RunningClock
 from zonegw.status import Status
 from zonegw.store import Store, Txn
 from zonegw.stores import Stores
@@ -88,6 +91,11 @@ class Gateway:
         self.stores = Stores(config.zone, self.zones.with_endpoints, self.interzone, limits)
         self.placement = Placement(self.store, self.data, self.interzone, config.zone, limits)
         self.images.on_garbage = self.placement.wake
+        self.graves = Graves(self.data, RunningClock(self.store), config.deletion)
+        self.deletions = Deletions(
+            self.store, self.placement, self.graves, self.uplink, config.zone, limits, self.catalogue.now_us
+        )
+        self.images.on_unsent_delete = self._deleted
         with self.store.transaction() as txn:
             self.placement.recover(txn)
         self.image_data = ImageData(self.images, self.data, self.cache, self.placement, self.stores, limits)
@@ -101,15 +109,15 @@ class Gateway:
         )  # fmt: skip
         self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, on_deleted=self._tombstone)
         self.feed.on_zone_changed = self.zones.changed
-        self.feed.on_removed = self._removed
-        self.feed.may_enter, self.feed.on_bootstrapped = self.drainer.may_enter, self.drainer.wake
+        self.feed.on_removed, self.feed.on_unseen = self._removed, self.deletions.unseen
+        self.feed.may_enter, self.feed.on_bootstrapped = self.drainer.may_enter, self._bootstrapped
         self.images.registry = RegistryLink(self.uplink, self.drainer)
         self.status = Status(
             config, self.store, self.queue, self.ids, self.catalogue, self.feed, self.uplink, self.drainer, self.data,
             self.cache,
         )  # fmt: skip
         # A link that comes up: first what has to be drained is noted, then the drainer starts.
-        self.uplink.on_change += [self.status.link_changed, self.drainer.link_changed]
+        self.uplink.on_change += [self.status.link_changed, self.drainer.link_changed, self.deletions.link_changed]
         self.drainer.on_drained = self.status.drain_moved
         self.address: tuple[str, int] = config.listen
         self.interzone_address: tuple[str, int] | None = config.interzone_listen
@@ -125,9 +133,22 @@ class Gateway:
                 store_identity.record(txn, self.store.directory)
                 log.error("this is not the disk that the ID blocks were granted to: %d IDs sealed", lost)
 
-    def _acked_delete(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
-        self.images.discard_bytes(txn, locations)
+    def _bootstrapped(self) -> None:
+        self.drainer.wake()
+        self.deletions.ask()
+
+    def _acked_delete(self, txn: Txn, locations: list[dict[str, Any]], image: dict[str, Any] | None) -> None:
+        if image is not None:
+            self._deleted(txn, image)
+        else:
+            self.images.discard_bytes(txn, locations)
         self.placement.wake()
+
+    def _deleted(self, txn: Txn, image: dict[str, Any]) -> None:
+        """An image that this zone deleted: what it put into other zones they are asked to drop."""
+        self.deletions.bury(txn, image)
+        far = [location for location in image["locations"] if location["zone"] != self.config.zone]
+        self.images.discard_bytes(txn, far)
 
     def _removed(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
         """The registry took locations from an image that stays: so much of the bytes as is here goes."""
@@ -139,8 +160,7 @@ class Gateway:
     def _tombstone(self, image: dict[str, Any]) -> None:
         """The registry deleted an image: its own bytes go, and cached ones."""
         with self.store.transaction() as txn:
-            own = [location for location in image["locations"] if location["zone"] == self.config.zone]
-            self.images.discard_bytes(txn, own)
+            self.deletions.bury(txn, image)
             self.imports.forget(txn, image["uuid"])
         for location in image["locations"]:
             self.cache.evict(location["key"])
@@ -171,6 +191,7 @@ class Gateway:
             "garbage": self.placement.remove_garbage(),
             "far garbage": self.placement.withdraw_garbage(),
             "imports": self.imports.run(),
+            "deletions": self.deletions.run(),
         }
 
     def _ended(self, task: asyncio.Task[None]) -> None:

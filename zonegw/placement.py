@@ -7,7 +7,7 @@ withdrawn there, and its note kept until that zone has answered.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -39,6 +39,8 @@ class Placement:
         self._far = far
         self._zone = zone
         self._limits = limits
+        # Gets key and row of own bytes that are gone, in the transaction that forgets them.
+        self.on_removed: Callable[[Txn, bytes, Any], None] = lambda txn, key, row: None
         self._garbage = asyncio.Event()
         self._far_garbage = asyncio.Event()
 
@@ -129,7 +131,9 @@ class Placement:
             log.error("bytes %s can't be removed (%s); tried again after the next delete", key, error)
             return
         with self._store.transaction() as txn:
+            row = txn.row("garbage", key.encode())
             txn.delete("garbage", key.encode())
+            self.on_removed(txn, key.encode(), row)
 
     async def withdraw_garbage(self) -> None:
         """For ever: have other zones remove what was put there and has no owner; a zone that can't be reached is asked

@@ -123,8 +123,9 @@ class Limits:
     withdrawn_keys_max: int = 1024
     # How long a zone that holds a copy which nobody owns is left alone after it could not be reached.
     far_garbage_retry_s: float = 30
-    # How often the end of a delay is looked for, and asked again what became of images that the registry did not know.
+    # How often the end of a delay is looked for, and images that a resync did not find are asked for again.
     deletions_look_s: float = 60
+    fates_ask_s: float = 600
     # Images in one request about deletions; as many as the registry takes.
     deletions_batch_max: int = 512
     # A zone that answers is near; a list of stores must not wait for one that does not, and asks each once in a while.

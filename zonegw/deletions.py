@@ -7,21 +7,21 @@ a backup, and will know them again. An operator sees such bytes as orphans.
 
 import asyncio
 import logging
-from collections.abc import Callable
 from itertools import islice
 from typing import Any, Protocol
 from uuid import UUID
 
+from zonegw.catalogue import Catalogue
 from zonegw.config import Limits
 from zonegw.errors import RegistryAway, RegistryRefused
 from zonegw.graves import Graves
 from zonegw.placement import Placement
-from zonegw.store import Store, Txn, u64, unpack
+from zonegw.store import Store, Txn, u64
 
 log = logging.getLogger(__name__)
 
 Image = dict[str, Any]
-DELETED, LIVE = "deleted", "live"
+DELETED, LIVE, UNKNOWN = "deleted", "live", "unknown"
 
 
 class Registry(Protocol):
@@ -40,18 +40,20 @@ class Deletions:
     key: {"uuid"} of the image that bytes of a deleted one belong to now."""
 
     def __init__(
-        self, store: Store, placement: Placement, graves: Graves, registry: Registry, zone: str, limits: Limits,
-        now_us: Callable[[], int],
+        self, store: Store, catalogue: Catalogue, placement: Placement, graves: Graves, registry: Registry, zone: str,
+        limits: Limits,
     ) -> None:  # fmt: skip
         self._store = store
+        self._catalogue = catalogue
         self._placement = placement
         self._graves = graves
         self._registry = registry
         self._zone = zone
         self._limits = limits
-        self._now_us = now_us
+        self._now_us = catalogue.now_us
         self._wake = asyncio.Event()
         self._asking = True
+        self._asked_at = 0.0
         self.last_error: str | None = None
         placement.on_removed = self.removed
 
@@ -75,10 +77,11 @@ class Deletions:
         """List the bytes for removal; when the last of them is gone, the registry hears of it."""
         keys = [location["key"] for location in own]
         row = {"since_us": self._now_us(), "number": image["number"], "keys": keys}
-        for key in keys:
-            txn.put_row("garbage", key.encode(), row)
-            txn.delete("deposits", key.encode())
-            txn.delete("undeleted", key.encode())
+        for location in own:
+            key = location["key"].encode()
+            txn.put_row("garbage", key, row | {"store": location["store"]})
+            txn.delete("deposits", key)
+            txn.delete("undeleted", key)
         self._placement.wake()
 
     def unseen(self, txn: Txn, image: Image) -> None:
@@ -145,8 +148,9 @@ class Deletions:
     async def _tell(self) -> None:
         if not self._registry.up:
             return
-        if self._asking:
-            self._asking = False
+        now = asyncio.get_running_loop().time()
+        if self._asking or now - self._asked_at > self._limits.fates_ask_s:
+            self._asking, self._asked_at = False, now
             await self._ask_all()
         await self._confirm_all()
 
@@ -175,9 +179,10 @@ class Deletions:
         if fate == DELETED:
             log.info("image %s was deleted while this zone did not hear of it", uuid)
             self.bury(txn, row["image"])
-        elif fate != LIVE and row["fate"] is None:
+        elif fate == UNKNOWN and row["fate"] is None:
             log.warning("the registry does not know image %s: its bytes stay (zonegw data orphan list)", uuid)
-        if fate in (DELETED, LIVE):
+        # One that is live without being in the catalogue is outside of what the catalogue holds.
+        if fate == DELETED or (fate == LIVE and self._catalogue.get(txn, uuid) is not None):
             txn.delete("unseen", key)
         elif row["fate"] != fate:
             txn.put_row("unseen", key, row | {"fate": fate})
@@ -189,8 +194,3 @@ class Deletions:
             with self._store.transaction() as txn:
                 for key in keys:
                     txn.delete("confirmations", key)
-
-
-def unseen_rows(txn: Txn) -> list[dict[str, Any]]:
-    """Images that a resync did not find and the registry does not know."""
-    return [row for row in (unpack(data) for _, data in txn.scan("unseen")) if row["fate"] is not None]

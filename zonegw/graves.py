@@ -5,7 +5,6 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.deletion_rules import DeletionRules
 from zonegw.running_clock import RunningClock
 from zonegw.store import Txn, u64, unpack
@@ -18,8 +17,7 @@ Grave = dict[str, Any]
 class Graves:
     """`graves` by UUID: {"image", "locations": own ones, "since_us", "due_ms"}; `graves_due` in the order of due_ms."""
 
-    def __init__(self, data: FilesystemStore, clock: RunningClock, rules: DeletionRules) -> None:
-        self._data = data
+    def __init__(self, clock: RunningClock, rules: DeletionRules) -> None:
         self.clock = clock
         self._delay_ms = int(rules.delay_h * HOUR_MS)
 
@@ -27,7 +25,7 @@ class Graves:
         """Whether the bytes are kept for a while. A delete may be told of several times; the first counts."""
         key = UUID(image["uuid"]).bytes
         grave = txn.row("graves", key)
-        if grave is None and (not self._delay_ms or not self._are_here(txn, own)):
+        if grave is None and not self._delay_ms:
             return False
         if grave is None:
             due_ms = self.clock.now_ms() + self._delay_ms
@@ -38,10 +36,6 @@ class Graves:
         grave["image"]["number"] = image["number"] or grave["image"]["number"]
         txn.put_row("graves", key, grave)
         return True
-
-    def _are_here(self, txn: Txn, own: list[dict[str, Any]]) -> bool:
-        keys = [location["key"] for location in own]
-        return any(self._data.exists(key) for key in keys if txn.get("garbage", key.encode()) is None)
 
     def get(self, txn: Txn, uuid: str) -> Grave | None:
         grave: Grave | None = txn.row("graves", UUID(uuid).bytes)

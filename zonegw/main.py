@@ -91,9 +91,9 @@ class Gateway:
         self.stores = Stores(config.zone, self.zones.with_endpoints, self.interzone, limits)
         self.placement = Placement(self.store, self.data, self.interzone, config.zone, limits)
         self.images.on_garbage = self.placement.wake
-        self.graves = Graves(self.data, RunningClock(self.store), config.deletion)
+        self.graves = Graves(RunningClock(self.store), config.deletion)
         self.deletions = Deletions(
-            self.store, self.placement, self.graves, self.uplink, config.zone, limits, self.catalogue.now_us
+            self.store, self.catalogue, self.placement, self.graves, self.uplink, config.zone, limits
         )
         self.images.on_unsent_delete = self._deleted
         with self.store.transaction() as txn:

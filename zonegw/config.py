@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zonegw import deletion_rules, import_rules
+from zonegw import cache_rules, deletion_rules, import_rules
+from zonegw.cache_rules import CacheRules
 from zonegw.deletion_rules import DeletionRules
 from zonegw.errors import ConfigError
 from zonegw.import_rules import ImportRules
@@ -109,6 +110,15 @@ class Limits:
     data_chunk_bytes: int = MIB
     data_store_max_bytes: int = 1 << 60
     data_cache_max_bytes: int = 50 * GIB
+    # Beside these, pinned ones: base images that a zone must have, and of which an operator decides.
+    data_pinned_max_bytes: int = 50 * GIB
+    # Fetches ahead of any client: few, so that the link and the disk stay with those who wait.
+    prefetch_running_max: int = 2
+    # Images that wait for it; a scan of the catalogue, which comes now and then, waits where there are more.
+    prefetch_queue_max: int = 1000
+    prefetch_scan_s: float = 300
+    # After a failure it comes sooner, and less soon after each further one.
+    prefetch_retry_min_s: float = 5
     uploads_max: int = 64
     downloads_max: int = 512
     # Seconds without progress of an uploading or a downloading client, or of the zone that data is fetched from.
@@ -131,6 +141,8 @@ class Limits:
     # A zone that answers is near; a list of stores must not wait for one that does not, and asks each once in a while.
     store_probe_max_s: float = 1.5
     store_probe_keep_s: float = 5
+    # How long a zone that did not answer is not asked for data: its clients hear so at once meanwhile.
+    zone_away_keep_s: float = 5
 
     # Imports. Each one that runs fills a disk or a link: a few at a time, the others wait in the order they came.
     imports_running_max: int = 4
@@ -196,6 +208,7 @@ class Config:
     protections: PropertyProtections = field(default_factory=PropertyProtections)
     metadefs_dir: Path | None = None
     imports: ImportRules = field(default_factory=ImportRules)
+    cache: CacheRules = field(default_factory=CacheRules)
     deletion: DeletionRules = field(default_factory=DeletionRules)
     # Whose X-Forwarded-Proto and X-Forwarded-Host are believed, for links in answers.
     trusted_proxies: tuple[Network, ...] = ()
@@ -206,7 +219,7 @@ class Config:
 
 TABLES = {
     "zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "policy", "property_protections",
-    "import", "deletion", "limits",
+    "import", "cache", "deletion", "limits",
 }  # fmt: skip
 
 
@@ -243,6 +256,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         protections=PropertyProtections(raw.get("property_protections", ())),
         metadefs_dir=base / _text(images, "metadefs_dir") if "metadefs_dir" in images else None,
         imports=import_rules.parse(_table(raw, "import")),
+        cache=cache_rules.parse(_table(raw, "cache")),
         deletion=deletion_rules.parse(_table(raw, "deletion")),
         trusted_proxies=_networks(images, "trusted_proxies"),
         v1=_truth(images, "images.v1", default=True),

@@ -45,6 +45,8 @@ class FeedConsumer:
         self.resyncs = 0
         self._moved = asyncio.Event()
         self.on_current: Callable[[], None] = lambda: None
+        # Gets an image that a change of the feed left behind.
+        self.on_image_changed: Callable[[dict[str, Any]], None] = lambda image: None
         self.on_zone_changed: Callable[[], None] = lambda: None
         # Gets the locations that a change took from an image, in the transaction of the change.
         self.on_removed: Callable[[Txn, list[dict[str, Any]]], None] = lambda txn, locations: None
@@ -117,6 +119,8 @@ class FeedConsumer:
                 self.on_zone_changed()
             if deleted is not None:
                 self._on_deleted(deleted)
+            elif message.get("kind") == "image" and "image" in message:
+                self.on_image_changed(message["image"])
         if message["type"] == "heartbeat":
             self._heard(message)
 

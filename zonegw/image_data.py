@@ -138,15 +138,10 @@ class ImageData:
         return await self._remote(image)
 
     async def _remote(self, image: Image) -> Source:
-        problem: Exception | None = None
-        for location in image["locations"]:
-            try:
-                found = await self._cache.open(location)
-            except Unavailable as error:
-                problem = error
-                continue
-            return Source(image, file=found) if isinstance(found, Path) else Source(image, fetch=found)
-        raise problem or NotFound("the image's data is not to be found")
+        if not image["locations"]:
+            raise NotFound("the image's data is not to be found")
+        found = await self._cache.open(image["uuid"], image["locations"])
+        return Source(image, file=found) if isinstance(found, Path) else Source(image, fetch=found)
 
     async def remove_copy(self, request: Request, uuid: str, store: str) -> None:
         """Remove the image's data from one of its stores; the bytes go when the registry has done it. Raises Forbidden

@@ -11,8 +11,11 @@ from aiohttp import web
 
 from zonegw import control, images_v1, metadefs, store_identity, tls
 from zonegw.auth import Authenticator
+from zonegw.bandwidth import Bandwidth
+from zonegw.cached_images import CachedImages
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
+from zonegw.control_cache import ControlCache
 from zonegw.data_cache import DataCache
 from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.data_transfer import Downloads
@@ -37,6 +40,7 @@ from zonegw.interzone_app import build_app
 from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
 from zonegw.placement import Placement
+from zonegw.prefetch import Prefetch
 from zonegw.running_clock import RunningClock
 from zonegw.status import Status
 from zonegw.store import Store, Txn
@@ -82,7 +86,10 @@ class Gateway:
         self.uplink = Uplink(config)
         self.zones = Zones(self.store, self.uplink, limits)
         self.interzone = InterzoneClient(self.zones.endpoints, config.tls, limits)
-        self.cache = DataCache(config.data_dir / "cache", self.interzone, limits)
+        self.cached = CachedImages(self.store, self.catalogue.now_us)
+        bandwidth = Bandwidth(config.cache.bandwidth_max_bytes_per_s)
+        self.cache = DataCache(config.data_dir / "cache", self.interzone, self.cached, bandwidth, limits)
+        self.prefetch = Prefetch(self.store, self.catalogue, self.cache, self.cached, config)
         self.images = Images(
             self.store, self.queue, self.ids, self.catalogue, zone=config.zone, gateway=config.gateway, limits=limits,
             policy=config.policy, protections=config.protections,
@@ -118,6 +125,7 @@ class Gateway:
         )  # fmt: skip
         # A link that comes up: first what has to be drained is noted, then the drainer starts.
         self.uplink.on_change += [self.status.link_changed, self.drainer.link_changed, self.deletions.link_changed]
+        self.feed.on_image_changed = self.prefetch.changed
         self.drainer.on_drained = self.status.drain_moved
         self.address: tuple[str, int] = config.listen
         self.interzone_address: tuple[str, int] | None = config.interzone_listen
@@ -136,6 +144,7 @@ class Gateway:
     def _bootstrapped(self) -> None:
         self.drainer.wake()
         self.deletions.ask()
+        self.prefetch.look()
 
     def _acked_delete(self, txn: Txn, locations: list[dict[str, Any]], image: dict[str, Any] | None) -> None:
         if image is not None:
@@ -162,8 +171,7 @@ class Gateway:
         with self.store.transaction() as txn:
             self.deletions.bury(txn, image)
             self.imports.forget(txn, image["uuid"])
-        for location in image["locations"]:
-            self.cache.evict(location["key"])
+        self.cache.forget(image["uuid"], image["locations"])
         self.placement.wake()
 
     # Start and stop.
@@ -192,6 +200,7 @@ class Gateway:
             "far garbage": self.placement.withdraw_garbage(),
             "imports": self.imports.run(),
             "deletions": self.deletions.run(),
+            "prefetch": self.prefetch.run(),
         }
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -220,7 +229,7 @@ class Gateway:
         await web.SockSite(runner, control.listening(self.config.data_dir)).start()
 
     def _control_app(self) -> web.Application:
-        nouns: list[control.Noun] = []
+        nouns: list[control.Noun] = [ControlCache(self.images, self.cache, self.cached, self.prefetch)]
         return control.build_app(nouns, self.config.limits)
 
     async def _listen(self, app: web.Application, address: tuple[str, int], ssl: Any) -> tuple[str, int]:

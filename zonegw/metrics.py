@@ -19,6 +19,7 @@ _GAUGES = {
     "store_used_bytes": "Used bytes of the metadata store",
     "data_used_bytes": "Bytes of image data held for this zone",
     "cache_used_bytes": "Bytes of other zones' image data",
+    "cache_pinned_bytes": "Of these, and of those to come, bytes that are pinned",
     "staged_images": "Images with data that wait for their import",
     "deposits": "Data that other zones put here and no image owns yet",
     "far_garbage": "Data without an owner that other zones are still to be asked to remove",

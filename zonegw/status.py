@@ -111,7 +111,8 @@ class Status:
             "sessions_lost": losses, "reoffers": self.drainer.rewind.reoffers(read),
             "store_used_bytes": self.store.used_bytes(),
             "data_used_bytes": self.data.used_bytes,
-            "cache_used_bytes": self.cache.used_bytes, "staged_images": read.count("staged"),
+            "cache_used_bytes": self.cache.used_bytes, "cache_pinned_bytes": self.cache.pinned_bytes,
+            "staged_images": read.count("staged"),
             "deposits": read.count("deposits"), "far_garbage": read.count("far_garbage"),
             "uptime_s": time.monotonic() - self.started,
             "errors": {

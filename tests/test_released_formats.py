@@ -27,7 +27,6 @@ from zonegw.store import TABLES
 
 RELEASES = sorted(file.parent for file in make.HERE.glob("*/expected.json"))
 BYTES_MAX = 200_000
-UNUSED_TABLES = {"cache"}
 
 
 @pytest.fixture(params=RELEASES, ids=lambda release: release.name)
@@ -134,7 +133,7 @@ def test_the_fixtures_of_this_release_are_small_and_have_every_kind_of_row_and_e
     raised = {"raise_level"} if wanted["level"] == 1 else set()
     assert set(wanted["ops"]) == commands.OPS - raised
     make.unpack_store(release / "gateway.tar.xz", tmp_path / "store")
-    assert tables_with_rows(tmp_path / "store") == set(TABLES) - UNUSED_TABLES
+    assert tables_with_rows(tmp_path / "store") == set(TABLES)
 
 
 def tables_with_rows(directory: Path) -> set[str]:

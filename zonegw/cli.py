@@ -18,7 +18,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from zonegw import auth, cli_cache, config
+from zonegw import auth, cli_cache, cli_data, config
 from zonegw.cli_control import config_argument, configured
 from zonegw.errors import ConfigError
 from zonegw.main import serve
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     _token_parser(commands)
     _parked_parser(commands)
     cli_cache.add_parser(commands)
+    cli_data.add_parser(commands)
     commands.add_parser("version", help="print the version").set_defaults(run=_version)
     return top
 

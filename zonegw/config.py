@@ -135,6 +135,11 @@ class Limits:
     far_garbage_retry_s: float = 30
     # How often the end of a delay is looked for, and images that a resync did not find are asked for again.
     deletions_look_s: float = 60
+    # Bytes without an owner are told of only after this time, and so many at once; the scan for their owners goes
+    # through all metadata for so many of them.
+    orphan_age_min_h: float = 24
+    orphans_list_max: int = 10_000
+    orphans_scan_max: int = 200_000
     fates_ask_s: float = 600
     # Images in one request about deletions; as many as the registry takes.
     deletions_batch_max: int = 512

@@ -16,6 +16,7 @@ from zonegw.cached_images import CachedImages
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
 from zonegw.control_cache import ControlCache
+from zonegw.control_data import ControlData
 from zonegw.data_cache import DataCache
 from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.data_transfer import Downloads
@@ -39,12 +40,14 @@ from zonegw.interzone import InterzoneClient
 from zonegw.interzone_app import build_app
 from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
+from zonegw.orphans import Orphans
 from zonegw.placement import Placement
 from zonegw.prefetch import Prefetch
 from zonegw.running_clock import RunningClock
 from zonegw.status import Status
 from zonegw.store import Store, Txn
 from zonegw.stores import Stores
+from zonegw.undelete import Undelete
 from zonegw.uplink import Uplink
 from zonegw.write_queue import WriteQueue
 from zonegw.zones import Zones
@@ -103,6 +106,8 @@ class Gateway:
             self.store, self.catalogue, self.placement, self.graves, self.uplink, config.zone, limits
         )
         self.images.on_unsent_delete = self._deleted
+        self.undelete = Undelete(self.images, self.graves, self.deletions, self._has)
+        self.orphans = Orphans(self.store, self.catalogue, self.data, self.placement, limits)
         with self.store.transaction() as txn:
             self.placement.recover(txn)
         self.image_data = ImageData(self.images, self.data, self.cache, self.placement, self.stores, limits)
@@ -140,6 +145,9 @@ class Gateway:
                 lost = self.ids.seal(txn, "store identity changed")
                 store_identity.record(txn, self.store.directory)
                 log.error("this is not the disk that the ID blocks were granted to: %d IDs sealed", lost)
+
+    async def _has(self, location: dict[str, Any]) -> bool:
+        return self.data.exists(location["key"])
 
     def _bootstrapped(self) -> None:
         self.drainer.wake()
@@ -229,7 +237,10 @@ class Gateway:
         await web.SockSite(runner, control.listening(self.config.data_dir)).start()
 
     def _control_app(self) -> web.Application:
-        nouns: list[control.Noun] = [ControlCache(self.images, self.cache, self.cached, self.prefetch)]
+        nouns: list[control.Noun] = [
+            ControlCache(self.images, self.cache, self.cached, self.prefetch),
+            ControlData(self.images, self.orphans, self.graves, self.undelete),
+        ]
         return control.build_app(nouns, self.config.limits)
 
     async def _listen(self, app: web.Application, address: tuple[str, int], ssl: Any) -> tuple[str, int]:

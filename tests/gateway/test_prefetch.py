@@ -94,7 +94,7 @@ async def test_what_was_evicted_comes_again_only_if_the_policy_says_so(
     ):
         image = await ams.create_active(b"x" * 900, name="n", **PUBLIC)
         await cached(fra, image)
-        await until(lambda: (fra.gateway.cached.get(image["id"]) or object).prefetched, "the note of it")  # type: ignore[attr-defined]
+        await until(lambda: any(known.prefetched for known in fra.gateway.cached.all()), "the note of it")
         assert not fra.gateway.cached.is_pinned(image["id"])
         assert await operator(fra, capsys, "cache", "evict", image["id"])
         other = await ams.create_active(b"y" * 500, name="other", **PUBLIC)

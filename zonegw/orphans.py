@@ -76,7 +76,7 @@ class Orphans:
         return found, False
 
     async def delete(self, keys: list[str] | None, older_than_h: float | None = None) -> list[Orphan]:
-        """Delete these, or all that are older. Raises NotFound where one of the keys is no orphan: none is deleted then."""
+        """Delete these, or all that are older. Raises NotFound where one key is no orphan: none is deleted then."""
         if keys is None:
             orphans, _ = await self.find(older_than_h)
         else:

@@ -41,40 +41,43 @@ async def keys(zone: Zone, capsys: pytest.CaptureFixture[str], *words: str) -> s
 
 async def test_whatever_owns_bytes_keeps_them_off_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An image, drained or pending, a running upload, staged data, a parked write, a grave."""
-    async with registry(tmp_path) as cluster, cluster.client() as client:
-        async with running(tmp_path / "fra", registry=cluster, more=DELAY, list_chunk_rows=2, **EVERYTHING) as fra:
-            await fra.drained()
-            drained = await fra.create_active(b"1", name="drained")
-            buried = await fra.create_active(b"2", name="buried")
-            await fra.drained()
-            assert await fra.status("DELETE", buried["self"]) == 204
-            await fra.drained()
-            gate, goes_on = asyncio.Event(), asyncio.Event()
-            fra.gateway.drainer._link = HeldLink(fra.gateway.uplink, gate)
-            taken = await fra.create_active(b"3", name="parked")
-            await client.create_image(uuid=taken["id"], attributes={"name": "theirs"})
-            gate.set()
-            await fra.drained_but_parked()
-            await until(lambda: fra.gateway.queue.parked_count(fra.gateway.store.read()) > 0, "the create to be parked")
-            fra.gateway.drainer._link = HeldLink(fra.gateway.uplink, asyncio.Event())
-            await fra.create_active(b"4", name="pending")
-            staged = await fra.create(name="staged", disk_format="raw", container_format="bare")
-            await stage(fra, staged, b"5")
+    async with (
+        registry(tmp_path) as cluster,
+        cluster.client() as client,
+        running(tmp_path / "fra", registry=cluster, more=DELAY, list_chunk_rows=2, **EVERYTHING) as fra,
+    ):
+        await fra.drained()
+        drained = await fra.create_active(b"1", name="drained")
+        buried = await fra.create_active(b"2", name="buried")
+        await fra.drained()
+        assert await fra.status("DELETE", buried["self"]) == 204
+        await fra.drained()
+        gate, goes_on = asyncio.Event(), asyncio.Event()
+        fra.gateway.drainer._link = HeldLink(fra.gateway.uplink, gate)
+        taken = await fra.create_active(b"3", name="parked")
+        await client.create_image(uuid=taken["id"], attributes={"name": "theirs"})
+        gate.set()
+        await fra.drained_but_parked()
+        await until(lambda: fra.gateway.queue.parked_count(fra.gateway.store.read()) > 0, "the create to be parked")
+        fra.gateway.drainer._link = HeldLink(fra.gateway.uplink, asyncio.Event())
+        await fra.create_active(b"4", name="pending")
+        staged = await fra.create(name="staged", disk_format="raw", container_format="bare")
+        await stage(fra, staged, b"5")
 
-            async def body() -> AsyncIterator[bytes]:
-                yield b"6"
-                await goes_on.wait()
+        async def body() -> AsyncIterator[bytes]:
+            yield b"6"
+            await goes_on.wait()
 
-            running_one = await fra.create(name="running", disk_format="raw", container_format="bare")
-            upload = asyncio.create_task(fra.status("PUT", f"{running_one['self']}/file", data=body(), headers=OCTETS))
-            await until(lambda: fra.gateway.store.read().count("uploads") == 1, "the upload to be under way")
-            lost = [lost_bytes(fra) for _ in range(3)]
-            assert len(files(fra)) >= 8
-            assert await keys(fra, capsys) == set(lost)
-            goes_on.set()
-            assert await upload == 204
-            assert await keys(fra, capsys) == set(lost)
-            assert await fra.data(drained) == b"1"
+        running_one = await fra.create(name="running", disk_format="raw", container_format="bare")
+        upload = asyncio.create_task(fra.status("PUT", f"{running_one['self']}/file", data=body(), headers=OCTETS))
+        await until(lambda: fra.gateway.store.read().count("uploads") == 1, "the upload to be under way")
+        lost = [lost_bytes(fra) for _ in range(3)]
+        assert len(files(fra)) >= 8
+        assert await keys(fra, capsys) == set(lost)
+        goes_on.set()
+        assert await upload == 204
+        assert await keys(fra, capsys) == set(lost)
+        assert await fra.data(drained) == b"1"
 
 
 async def test_only_named_or_old_orphans_are_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import aiohttp
 import msgpack
 
 from raftreg import errors, wire
-from raftreg.client_requests import CONNECT_S, RETRY_MAX_S, RETRY_MIN_S, Document, Requests, error_of, query_of
+from raftreg.client_requests import RETRY_MAX_S, RETRY_MIN_S, Document, Requests, error_of, query_of
 from raftreg.endpoints import Endpoint
 from raftreg.feed_filter import ALL, KINDS, FeedFilter
 
@@ -122,7 +122,7 @@ class FeedRequests(Requests):
     async def _follow(self, endpoint: Endpoint, feed: _Position, heartbeat_s: float) -> AsyncGenerator[Document, None]:
         """Messages of one connection, from where the feed stands."""
         params = query_of({"after": str(feed.cursor), "heartbeat_s": heartbeat_s, **feed.wanted.to_query()})
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=FEED_SILENCE_S)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s, sock_read=FEED_SILENCE_S)
         async with self.http().get(
             f"{endpoint.url}{wire.PREFIX}/changes", params=params, headers=self.headers, timeout=timeout
         ) as answer:

@@ -70,7 +70,9 @@ class Attempt:
 class Requests:
     """Requests to one registry through any of its endpoints; `raftreg.client.Client` has the names for them.
 
-    `deadline_s` bounds every call, retries included. `actor` (user, project, request_id) goes into what is written.
+    `deadline_s` bounds every call, retries included; `attempt_s` is the first wait for an answer, `connect_s` that for
+    a connection: those who are far away choose longer ones. `actor` (user, project, request_id) goes into what is
+    written.
     """
 
     def __init__(
@@ -80,12 +82,13 @@ class Requests:
         ssl: tls.SSLContext | None = None,
         deadline_s: float = 10.0,
         attempt_s: float = ATTEMPT_S,
+        connect_s: float = CONNECT_S,
         connections_max: int = CONNECTIONS_MAX,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.endpoints = Endpoints(endpoints)
         self._ssl, self._deadline_s, self._attempt_s = ssl, deadline_s, attempt_s
-        self._connections_max = connections_max
+        self._connect_s, self._connections_max = connect_s, connections_max
         self.headers = {"Accept": wire.MSGPACK, **(headers or {})}
         self._measuring: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -256,7 +259,7 @@ class Requests:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 middlewares=(send_once,),
                 auto_decompress=False,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s),
             )
         return self._session
 

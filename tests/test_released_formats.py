@@ -27,6 +27,8 @@ from zonegw.store import TABLES
 
 RELEASES = sorted(file.parent for file in make.HERE.glob("*/expected.json"))
 BYTES_MAX = 200_000
+# The indexes among them this release makes itself where they are not there.
+UNUSED_TABLES = {"folded", "parked_images", "renumbered"}
 
 
 @pytest.fixture(params=RELEASES, ids=lambda release: release.name)
@@ -133,9 +135,10 @@ def test_the_fixtures_of_this_release_are_small_and_have_every_kind_of_row_and_e
     raised = {"raise_level"} if wanted["level"] == 1 else set()
     assert set(wanted["ops"]) == commands.OPS - raised
     make.unpack_store(release / "gateway.tar.xz", tmp_path / "store")
-    assert tables_with_rows(tmp_path / "store") == set(TABLES)
+    assert tables_with_rows(tmp_path / "store") == set(TABLES) - UNUSED_TABLES
 
 
 def tables_with_rows(directory: Path) -> set[str]:
     with lmdb.open(str(directory), max_dbs=len(TABLES), readonly=True) as env, env.begin() as txn:
-        return {name for name in TABLES if txn.stat(env.open_db(name.encode(), txn, create=False))["entries"]}
+        there = set(TABLES) - UNUSED_TABLES
+        return {name for name in there if txn.stat(env.open_db(name.encode(), txn, create=False))["entries"]}

@@ -60,6 +60,22 @@ class Side:
             self.catalogue.advance(txn, (1, revision))
         self.check()
 
+    def leave(self, revision: int) -> None:
+        """As the feed says that the image is none of the tenant set's any more."""
+        with self.store.transaction() as txn:
+            self.catalogue.leave(txn, UUID, revision)
+            self.catalogue.advance(txn, (1, revision))
+        self.check()
+
+    def heartbeat(self, revision: int) -> None:
+        with self.store.transaction() as txn:
+            self.catalogue.advance(txn, (1, revision))
+            self.catalogue.leave_outside(txn, revision, 10)
+        self.check()
+
+    def outside(self) -> int:
+        return self.store.read().count("outside")
+
     def seen(self) -> dict[str, Any] | None:
         return self.catalogue.get(self.store.read(), UUID)
 
@@ -323,7 +339,7 @@ def test_a_write_that_is_laid_again_takes_its_place_before_later_ones_and_adds_n
     seen = side.seen()
     assert seen is not None
     assert (seen["name"], seen["locations"]) == ("later", [place])
-    assert side.catalogue.positions(side.store.read(), UUID) == [3, 7]
+    assert side.catalogue.positions(side.store.read(), UUID, 0, 9) == [3, 7]
 
 
 def test_places_sort_as_values_do_whatever_their_length() -> None:
@@ -335,3 +351,71 @@ def test_places_sort_as_values_do_whatever_their_length() -> None:
         listing.place(image(size=s), "size") for s in sizes
     )
     assert all(len(key) < 511 for key in listing.keys(image(name="ä" * 255, owner="x" * 255)))
+
+
+# A catalogue by tenant set: of "p" alone.
+
+
+@pytest.fixture
+def narrow(side: Side) -> Side:
+    side.catalogue.shows = lambda image: bool(image["owner"] == "p")
+    return side
+
+
+def test_an_image_that_leaves_the_tenant_set_goes_at_once_without_own_writes(narrow: Side) -> None:
+    narrow.change(1, image(1))
+    narrow.leave(2)
+    assert (narrow.seen(), narrow.overlaid(), narrow.outside()) == (None, False, 0)
+
+
+def test_an_own_pending_write_is_shown_until_its_verdict_has_come_round(narrow: Side) -> None:
+    narrow.change(1, image(1))
+    narrow.lay(update(1, name="mine"))
+    narrow.leave(2)
+    assert (narrow.seen() or {})["name"] == "mine"
+    narrow.ack(1, 3, image(3, name="mine", owner="q"))
+    assert (narrow.seen() or {})["owner"] == "q"
+    narrow.heartbeat(3)
+    assert (narrow.seen(), narrow.overlaid(), narrow.outside()) == (None, False, 0)
+
+
+def test_an_image_that_comes_back_into_the_set_stays(narrow: Side) -> None:
+    narrow.change(1, image(1))
+    narrow.lay(update(1, owner="p"))
+    narrow.leave(2)
+    narrow.ack(1, 3, image(3))
+    narrow.change(3, image(3))
+    narrow.heartbeat(4)
+    assert narrow.seen() == image(3)
+    assert (narrow.overlaid(), narrow.outside()) == (False, 0)
+
+
+def test_a_create_that_nobody_of_the_set_sees_goes_once_the_feed_has_passed_its_ack(narrow: Side) -> None:
+    narrow.lay({"position": 1, "kind": "create", "image": image(0, owner="q")})
+    narrow.ack(1, 10, image(1, owner="q"))
+    narrow.heartbeat(9)
+    assert narrow.seen() == image(1, owner="q")
+    narrow.heartbeat(10)
+    assert (narrow.seen(), narrow.overlaid(), narrow.outside()) == (None, False, 0)
+
+
+def test_parked_writes_do_not_keep_an_image_that_left_the_set_in_sight(narrow: Side) -> None:
+    narrow.change(1, image(1))
+    narrow.lay(update(1, name="mine"))
+    narrow.leave(2)
+    narrow.park(1)
+    narrow.heartbeat(3)
+    assert (narrow.seen(), narrow.outside()) == (None, 0)
+
+
+def test_what_a_narrower_set_lacks_is_forgotten_but_for_own_pending_writes(narrow: Side) -> None:
+    for owner, left in (("q", None), ("p", None)):
+        narrow.change(1, image(1, owner=owner))
+        with narrow.store.transaction() as txn:
+            narrow.catalogue.forget(txn, key_of(UUID))
+        assert narrow.seen() == left
+    narrow.change(1, image(1, owner="q"))
+    narrow.lay(update(1, name="mine"))
+    with narrow.store.transaction() as txn:
+        narrow.catalogue.forget(txn, key_of(UUID))
+    assert (narrow.seen() or {})["name"] == "mine"

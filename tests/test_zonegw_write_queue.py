@@ -14,6 +14,7 @@ from raftreg import wire
 from zonegw.catalogue import Catalogue
 from zonegw.config import Limits
 from zonegw.errors import StorageFull
+from zonegw.parking import Parking
 from zonegw.rewind import Rewind
 from zonegw.store import Store, unpack
 from zonegw.write_queue import INITIAL_HASH, PendingWrite, Session, WriteQueue, chain_hash
@@ -92,14 +93,15 @@ def test_a_verdict_out_of_order_is_a_bug_and_changes_nothing(store: Store) -> No
     assert queue.depth(store.read()) == 2
 
 
-def test_parking_takes_the_unsent_writes_of_the_image_along_and_no_other(store: Store) -> None:
+def test_writes_are_parked_behind_the_refused_one_unless_they_were_sent_or_are_settled(store: Store) -> None:
     queue, session = WriteQueue(Limits()), Session("s", 1)
     for uuid in (A, B, A, B, A):
         append(queue, store, uuid)
     first, second = send(queue, store, session, 2)
     with store.transaction() as txn:
-        gone = queue.park(txn, session, first, {"code": "conflict", "message": "m"})
-    assert [w.position for w in gone] == [1, 3, 5]
+        queue.park(txn, session, first, {"code": "conflict", "message": "m"})
+        behind = queue.park_behind(txn, 1, [2, 3, 5, 9])
+    assert [w.position for w in behind] == [3, 5]
     assert [w.position for w in queue.pending(store.read())] == [2, 4]
     assert [(row["write"]["position"], row["behind"]) for row in queue.parked(store.read())] == [
         (1, None),
@@ -109,24 +111,6 @@ def test_parking_takes_the_unsent_writes_of_the_image_along_and_no_other(store: 
     with store.transaction() as txn:
         queue.ack(txn, session, second, {})
     assert send(queue, store, session)[0].sequence == 3
-
-
-def test_parking_looks_only_at_the_images_own_writes_where_they_are_known(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    queue, session = WriteQueue(Limits()), Session("s", 1)
-    for uuid in (A, B, A, B):
-        append(queue, store, uuid)
-    (first,) = send(queue, store, session)
-
-    def refused(*_: Any) -> Any:
-        raise AssertionError("the whole queue was looked through")
-
-    with monkeypatch.context() as watched, store.transaction() as txn:
-        watched.setattr(queue, "pending", refused)
-        gone = queue.park(txn, session, first, {"code": "conflict", "message": "m"}, [1, 3, 7])
-    assert [w.position for w in gone] == [1, 3]
-    assert [w.position for w in queue.pending(store.read())] == [2, 4]
 
 
 def test_a_write_that_the_registry_would_not_take_gives_its_sequence_to_the_next(store: Store) -> None:
@@ -197,6 +181,8 @@ class QueueLife(RuleBasedStateMachine):
         with self.store.transaction() as txn:
             if refuse:
                 self.queue.park(txn, self.session, write, {"code": "conflict", "message": "m"})
+                later = [w.position for w in self.queue.pending(txn, write.position) if w.uuid == write.uuid]
+                self.queue.park_behind(txn, write.position, later)
             else:
                 self.queue.ack(txn, self.session, write, {"number": 7})
                 self.acked[write.position] = self.session.ordinal, self.session.acked_sequence
@@ -204,12 +190,16 @@ class QueueLife(RuleBasedStateMachine):
 
     @rule()
     def lose_session(self) -> None:
+        parking = Parking(self.store, self.queue, Catalogue(), Limits(park_batch_max=2))
+        ordinal = self.session.ordinal + 1
         with self.store.transaction() as txn:
-            self.queue.park_all(txn, {"code": "session_lost", "message": "m"})
-            ordinal = self.session.ordinal + 1
+            reason = {"code": "session_lost", "message": "m", "session": self.session.uuid}
+            parking.lose(txn, reason)
             self.session = Session(f"s{ordinal}", ordinal)
             self.queue.save_session(txn, self.session)
             self.hashes[ordinal, 0] = INITIAL_HASH
+        while parking.step() is not None:
+            pass
 
     @rule(part=st.floats(0, 1), knows_older_sessions=st.booleans())
     def restore(self, part: float, knows_older_sessions: bool) -> None:

@@ -7,10 +7,11 @@ within an epoch.
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from zonegw import listing, overlay
+from zonegw import folding, listing, overlay
 from zonegw.store import Txn, u64, unpack
 
 Image = dict[str, Any]
@@ -29,6 +30,8 @@ class Catalogue:
 
     def __init__(self, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
         self.now_us = now_us
+        # Whether the tenant set has an image; what it has not is here only while own writes of it are pending.
+        self.shows: Callable[[Image], bool] = lambda image: True
 
     # What readers see.
 
@@ -90,10 +93,14 @@ class Catalogue:
         row = txn.row("overlay", key_of(uuid))
         return None if row is None else overlay.created(row)
 
-    def positions(self, txn: Txn, uuid: str) -> list[int]:
-        """Positions of the image's own writes that are not settled yet."""
-        row = txn.row("overlay", key_of(uuid)) or overlay.empty()
-        return [patch["position"] for patch in row["patches"]]
+    def positions(self, txn: Txn, uuid: str, after: int, rows: int) -> list[int]:
+        """Positions of the image's own writes behind `after` that are not settled yet, in order, the first `rows`."""
+        key = key_of(uuid)
+        row = txn.row("overlay", key) or overlay.empty()
+        folded = txn.scan("folded", key + u64(after + 1), key + u64(2**64 - 1))
+        found = {int.from_bytes(one[16:], "big") for one, _ in islice(folded, rows)}
+        found.update(patch["position"] for patch in row["patches"] if patch["position"] > after)
+        return sorted(found)[:rows]
 
     def count(self, txn: Txn) -> int:
         return txn.count("catalogue")
@@ -106,6 +113,7 @@ class Catalogue:
         before = self.get(txn, uuid)
         row = txn.row("overlay", key) or overlay.empty()
         row["patches"].append({"state": "pending", "time": self.now_us()} | patch)
+        self._fold(txn, key, row)
         return self._save(txn, key, row, before)
 
     def lay_again(self, txn: Txn, uuid: str, patch: dict[str, Any]) -> None:
@@ -114,15 +122,50 @@ class Catalogue:
         before = self.get(txn, uuid)
         row = txn.row("overlay", key) or overlay.empty()
         overlay.lay_again(row, patch)
+        self._fold(txn, key, row)
         self._save(txn, key, row, before)
+
+    def lay_instead(self, txn: Txn, uuid: str, position: int, patch: dict[str, Any]) -> None:
+        """A parked write, whose old position that was, is pending again."""
+        key = key_of(uuid)
+        before = self.get(txn, uuid)
+        row = txn.row("overlay", key) or overlay.empty()
+        overlay.remove(row, position)
+        overlay.lay_before_parked(row, patch)
+        self._fold(txn, key, row)
+        self._save(txn, key, row, before)
+
+    def take_off(self, txn: Txn, uuid: str, position: int) -> None:
+        """A write of which nothing is kept is not laid over its image any more."""
+        key = key_of(uuid)
+        row = txn.row("overlay", key)
+        if row is not None:
+            before = self.get(txn, uuid)
+            self._settle(txn, key, row, position)
+            overlay.remove(row, position)
+            self._save(txn, key, row, before)
+
+    @staticmethod
+    def _fold(txn: Txn, key: bytes, row: dict[str, Any]) -> None:
+        """Keep the row small; the positions that it then does not name any more have rows of their own."""
+        for position in folding.fold(row["patches"]):
+            txn.put("folded", key + u64(position), b"")
+
+    @staticmethod
+    def _settle(txn: Txn, key: bytes, row: dict[str, Any], position: int) -> None:
+        if any(folding.is_folded(patch) for patch in row["patches"]):
+            txn.delete("folded", key + u64(position))
 
     def acknowledge(self, txn: Txn, uuid: str, position: int, result: dict[str, Any]) -> None:
         """The registry applied the pending write at `position`; `result` is its ok value."""
         key = key_of(uuid)
         before = self.get(txn, uuid)
         row = txn.row("overlay", key) or overlay.empty()
+        self._settle(txn, key, row, position)
         overlay.acknowledge(row, position, result["revision"], result.get("version"), result.get("image"))
-        self._save(txn, key, row, before)
+        after = self._save(txn, key, row, before)
+        if after is not None and not self.shows(after):
+            txn.put("outside", key, b"")  # no change record will come that takes the row away
 
     def delete_was_done(self, txn: Txn, uuid: str, position: int, revision: int | None) -> None:
         """Another side deleted the image, as `revision` where that is known, before the delete at `position`: it stays
@@ -134,6 +177,7 @@ class Catalogue:
         before = self.get(txn, uuid)
         row = txn.row("overlay", key)
         if row is not None:
+            self._settle(txn, key, row, position)
             overlay.park(row, position)
             self._adopt(txn, key, row)
             self._save(txn, key, row, before)
@@ -156,6 +200,34 @@ class Catalogue:
         overlay.reached(row, change["revision"])
         self._save(txn, key, row, before, reached=change["revision"])
         return known if change.get("deleted") else None
+
+    def leave(self, txn: Txn, uuid: str, revision: int) -> None:
+        """Since `revision` the image is none that the tenant set has. Its bytes stay, for it is not deleted; what own
+        pending writes are laid over stays until the verdict on them (`leave_outside`)."""
+        key = key_of(uuid)
+        before, known = self.get(txn, uuid), self._registered(txn, key)
+        row = txn.row("overlay", key) or overlay.empty()
+        txn.delete("catalogue", key)
+        stays = overlay.is_pending(row) or row["acked"] > revision
+        row["base"] = overlay.newest(known, row["base"]) if stays else None
+        if stays:
+            txn.put("outside", key, b"")
+        self._save(txn, key, row, before, reached=revision)
+
+    def leave_outside(self, txn: Txn, revision: int, rows_max: int) -> list[Image]:
+        """Drop images that the tenant set has not once the verdict on own writes of them is there and `revision` has
+        come, which could have brought them in; looks at up to `rows_max`. Returns what was dropped."""
+        left: list[Image] = []
+        for key, _ in list(islice(txn.scan("outside"), rows_max)):
+            row = txn.row("overlay", key) or overlay.empty()
+            if overlay.is_pending(row) or row["acked"] > revision:
+                continue
+            txn.delete("outside", key)
+            shown = overlay.newest(self._registered(txn, key), row["base"])
+            if shown is not None and not self.shows(shown):
+                self.leave(txn, str(UUID(bytes=key)), revision)
+                left.append(shown)
+        return left
 
     def removed_locations(self, txn: Txn, change: dict[str, Any]) -> list[dict[str, Any]]:
         """What a change that is about to be applied takes from the locations of its image: said explicitly, never by
@@ -239,10 +311,13 @@ class Catalogue:
         return doomed, None
 
     def forget(self, txn: Txn, key: bytes) -> list[Image]:
-        """Drop an image that the registry no longer has, and return it as it was last known, unless its delete is: its
-        bytes stay, for absence proves no delete."""
+        """Drop an image that the registry no longer has, or that the tenant set has not, and return it as it was last
+        known, unless its delete is: its bytes stay, for absence proves no delete."""
         uuid = str(UUID(bytes=key))
         before, known = self.get(txn, uuid), self.registered(txn, uuid)
+        if known is not None and not self.shows(known):
+            self.leave(txn, uuid, 0)
+            return [known]
         txn.delete("catalogue", key)
         self._index(txn, before, overlay.effective(None, txn.row("overlay", key)))
         return [] if known is None else [known]

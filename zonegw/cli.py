@@ -1,4 +1,4 @@
-"""Command line of a gateway: zonegw serve | status | token create | parked list | version."""
+"""Command line of a gateway: zonegw serve | status | token | parked | queue | id | version."""
 
 import argparse
 import asyncio
@@ -9,20 +9,17 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from zonegw import auth, cli_cache, cli_data, config
+from zonegw import auth, cli_cache, cli_data, cli_id, cli_parked, cli_queue, config
 from zonegw.cli_control import config_argument, configured
 from zonegw.errors import ConfigError
 from zonegw.main import serve
-from zonegw.store import unpack
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 STATUS_TIMEOUT_S = 5
@@ -32,6 +29,8 @@ EXAMPLES = """examples:
   zonegw status --endpoint http://127.0.0.1:9292
   zonegw token create --config zonegw.toml --user alice --project demo --role member
   zonegw parked list --config zonegw.toml --json
+  zonegw queue stats --config zonegw.toml
+  zonegw id status --config zonegw.toml
 """
 
 
@@ -51,9 +50,8 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="print the document")
     status.set_defaults(run=_status)
     _token_parser(commands)
-    _parked_parser(commands)
-    cli_cache.add_parser(commands)
-    cli_data.add_parser(commands)
+    for noun in (cli_parked, cli_queue, cli_id, cli_cache, cli_data):
+        noun.add_parser(commands)
     commands.add_parser("version", help="print the version").set_defaults(run=_version)
     return top
 
@@ -67,15 +65,6 @@ def _token_parser(commands: Any) -> None:
     create.add_argument("--project", required=True)
     create.add_argument("--role", action="append", dest="roles", help="may be repeated; default: member")
     create.set_defaults(run=_create_token)
-
-
-def _parked_parser(commands: Any) -> None:
-    group = commands.add_parser("parked", help="writes that the registry refused")
-    parked = group.add_subparsers(required=True, metavar="VERB")
-    listing = parked.add_parser("list", help="show them, oldest first; also while the gateway runs")
-    config_argument(listing)
-    listing.add_argument("--json", action="store_true", help="print one JSON document")
-    listing.set_defaults(run=_list_parked)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +117,8 @@ def status_table(document: dict[str, Any]) -> Table:
         "staleness": _seconds(document["staleness_s"]),
         "pending writes": f"{document['queue_depth']} (oldest {_seconds(document['queue_oldest_s'])})",
         "parked writes": str(document["parked"]),
-        "runway": f"{_seconds(document['runway_s'])} ({document['ids_on_hand']} image numbers)",
+        "runway": f"{_seconds(document['runway_s'])} ({document['ids_on_hand']} image numbers"
+        + (", which is few)" if document["ids_low"] else ")"),
         "block": f"{block['first']} to {block['last']}, next {block['next']}" if block else "none",
         "feed position": document["feed_position"],
         "catalogue": f"{document['catalogue_images']} images",
@@ -154,49 +144,6 @@ def _create_token(arguments: argparse.Namespace) -> int:
     roles = arguments.roles or ["member"]
     print(auth.create_token(path, user=arguments.user, project=arguments.project, roles=roles))
     return EXIT_OK
-
-
-def _list_parked(arguments: argparse.Namespace) -> int:
-    rows = parked_rows(configured(arguments).data_dir / "store")
-    if arguments.json:
-        print(json.dumps(rows, indent=2, default=_printable))
-    else:
-        Console().print(parked_table(rows))
-    return EXIT_OK
-
-
-def parked_rows(directory: Path) -> list[dict[str, Any]]:
-    """The parked writes of a store, read beside a running gateway."""
-    try:
-        environment = lmdb.open(str(directory), readonly=True, max_dbs=32)
-    except lmdb.Error as error:
-        raise ConfigError(f"there is no gateway's store in {directory}: {error}") from error
-    with environment:
-        table = environment.open_db(b"parked", create=False)
-        with environment.begin(db=table) as txn:
-            return [unpack(value) for _, value in txn.cursor()]
-
-
-def parked_table(rows: list[dict[str, Any]]) -> Table:
-    """Parked writes for people."""
-    table = Table("position", "image", "operation", "parked at", "behind", "reason", title="parked writes")
-    for row in rows:
-        write, reason = row["write"], row["reason"]
-        at = datetime.fromtimestamp(row["parked_us"] / 1e6, UTC).isoformat(timespec="seconds")
-        behind = "" if row["behind"] is None else str(row["behind"])
-        table.add_row(
-            str(write["position"]),
-            write["uuid"],
-            write["command"]["op"],
-            at,
-            behind,
-            f"{reason['code']}: {reason['message']}",
-        )
-    return table
-
-
-def _printable(value: Any) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def _version(arguments: argparse.Namespace) -> int:

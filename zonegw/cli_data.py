@@ -68,10 +68,10 @@ def _list_orphans(arguments: argparse.Namespace) -> int:
 
 def _orphan_table(orphans: list[dict[str, Any]], *, more: bool = False) -> Table:
     title = f"{len(orphans)}{' of more' if more else ''} orphans, {decimal(sum(row['bytes'] for row in orphans))}"
-    table = Table("key", "size", "age", "of image", "name", title=title)
+    table = Table("store", "key", "size", "age", "of image", "name", title=title)
     for row in orphans:
         age = f"{row['age_s'] / 3600:.0f} h"
-        table.add_row(row["key"], decimal(row["bytes"]), age, row["image"] or "", row["name"] or "")
+        table.add_row(row["store"], row["key"], decimal(row["bytes"]), age, row["image"] or "", row["name"] or "")
     return table
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zonegw import cache_rules, deletion_rules, import_rules
+from zonegw import cache_rules, deletion_rules, import_rules, store_config
 from zonegw.cache_rules import CacheRules
 from zonegw.deletion_rules import DeletionRules
 from zonegw.errors import ConfigError
 from zonegw.import_rules import ImportRules
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
+from zonegw.store_config import StoreConfig
+from zonegw.tenant_set import query_bytes
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -22,6 +24,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 # The registry remembers 256 results. One of them is the last that was acked, which the handshake names: a batch of 256
 # with a lost answer would push it out, and the session would count as diverged.
 SESSION_WINDOW_MAX = 255
+# As the registry takes them.
+PROJECT_MAX_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,10 @@ class Limits:
     # Drained writes are kept so that they can be offered again to a restored registry.
     queue_retain_h: float = 7 * 24
     queue_retain_max_writes: int = 1_000_000
+    # Parked, or put back by a retry, in one transaction: some tens of milliseconds, in which no request is served.
+    park_batch_max: int = 250
+    # Images remembered that got another number than the one they had in this zone.
+    renumbered_max: int = 100_000
     # Taken back into the queue in one transaction when an epoch was lost.
     rewind_batch_max: int = 500
     # Removed per turn, so that pruning never holds up a request.
@@ -59,9 +67,20 @@ class Limits:
     id_blocks_max: int = 64
     # The rate is forgotten over this time: a burst must not buy IDs for a week.
     id_rate_window_s: float = 3600
+    # A burst shows over this time, and half of what it takes in that one must last until more numbers are there: a few
+    # requests to a registry that is slow, or has just lost its leader.
+    id_burst_window_s: float = 20
+    id_burst_s: float = 120
+    # Numbers for less than this time, or less than this share of the smallest block, are said to be few.
+    runway_warning_h: float = 4
+    id_low_share: float = 0.25
 
     # Uplink: how long a request to the registry may take, and how the link is probed.
     uplink_deadline_s: float = 5
+    # A registry 500 ms away answers on a new connection after three round trips; one that is silent for longer, or does
+    # not even accept, is left for another peer.
+    uplink_connect_s: float = 1
+    uplink_attempt_s: float = 2
     # The interval is a small part of the lease; an election of the registry fits into the deadline.
     heartbeat_interval_s: float = 0.5
     heartbeat_deadline_s: float = 1.5
@@ -69,12 +88,15 @@ class Limits:
     heartbeat_failures_max: int = 2
     retry_delay_min_s: float = 0.2
     retry_delay_max_s: float = 5
-    # How long a client waits for the registry's verdict on an image of another zone.
+    # How long a client waits for the registry's verdict: on an image of another zone, or because it asks for that.
     registry_wait_max_s: float = 30
     # Feed changes applied in one transaction, and those read ahead.
     feed_batch_max: int = 256
     # No heartbeat of the feed for so long: the stream is dead even if the connection is not.
     feed_silence_max_s: float = 5
+    # Projects of a tenant set: no more are named to the registry in one request, whose first line they must fit.
+    tenants_max: int = 128
+    tenants_query_max_bytes: int = 7 * KIB
     zones_refresh_s: float = 30
     # How long a client that has seen a newer revision elsewhere waits for this catalogue to reach it.
     revision_wait_max_s: float = 2
@@ -127,6 +149,22 @@ class Limits:
     fetch_idle_max_s: float = 10
     fetch_attempts_max: int = 5
     interzone_streams_max: int = 128
+    # Swift and S3: how long a connection may take to come, how long an answer or the next bytes of one, and how long
+    # the last bytes of an upload may take to all their disks. A passing failure is tried again after a delay.
+    store_connect_max_s: float = 5
+    store_idle_max_s: float = 60
+    store_put_wait_max_s: float = 300
+    store_attempts_max: int = 3
+    store_retry_delay_s: float = 0.5
+    # What is read of a store's complaint, for the log and the answer.
+    store_complaint_max_bytes: int = 1000
+    # Swift takes no object above 5 GiB, and by default no manifest of more than 1000 segments.
+    swift_segment_bytes: int = 4 * GIB
+    swift_segments_max: int = 1000
+    # Parts of an S3 upload are held in memory, this many on their way beside the one that fills. S3 takes 10,000.
+    s3_part_bytes: int = 16 * MIB
+    s3_parts_at_once_max: int = 2
+    s3_parts_max: int = 10_000
     # How long another zone may take to bring the last bytes to its disk, which a slow one does in one fsync.
     interzone_put_wait_max_s: float = 300
     # Keys that were withdrawn before their data came: a broken connection holds what was sent on it for moments only.
@@ -204,6 +242,8 @@ class Config:
     data_dir: Path
     listen: tuple[str, int]
     endpoints: tuple[str, ...]
+    # Projects whose images the catalogue holds, beside what everyone sees; none named: all images.
+    tenants: tuple[str, ...] = ()
     public_url: str | None = None
     interzone_listen: tuple[str, int] | None = None
     advertise: str | None = None
@@ -215,6 +255,8 @@ class Config:
     imports: ImportRules = field(default_factory=ImportRules)
     cache: CacheRules = field(default_factory=CacheRules)
     deletion: DeletionRules = field(default_factory=DeletionRules)
+    # Where image bytes are kept, here and in other zones; without entries below data_dir.
+    stores: tuple[StoreConfig, ...] = ()
     # Whose X-Forwarded-Proto and X-Forwarded-Host are believed, for links in answers.
     trusted_proxies: tuple[Network, ...] = ()
     # Whether the Images API v1 is served, too.
@@ -224,7 +266,7 @@ class Config:
 
 TABLES = {
     "zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "policy", "property_protections",
-    "import", "cache", "deletion", "limits",
+    "import", "stores", "cache", "deletion", "limits",
 }  # fmt: skip
 
 
@@ -245,7 +287,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
     images, interzone, registry = (_table(raw, name) for name in ("images", "interzone", "registry"))
     _known(images, "images.", {"listen", "public_url", "trusted_proxies", "metadefs_dir", "v1"})
     _known(interzone, "interzone.", {"listen", "advertise"})
-    _known(registry, "registry.", {"endpoints"})
+    _known(registry, "registry.", {"endpoints", "tenants"})
     config = Config(
         zone=_name(raw, "zone"),
         gateway=_name(raw, "gateway"),
@@ -255,6 +297,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         interzone_listen=_address(interzone, "interzone.listen") if interzone else None,
         advertise=interzone.get("advertise"),
         endpoints=_endpoints(registry),
+        tenants=_tenants(registry),
         tls=_tls(raw, base),
         auth=_auth(_table(raw, "auth"), base),
         policy=Policy(_table(raw, "policy")),
@@ -263,6 +306,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         imports=import_rules.parse(_table(raw, "import")),
         cache=cache_rules.parse(_table(raw, "cache")),
         deletion=deletion_rules.parse(_table(raw, "deletion")),
+        stores=store_config.parse(raw.get("stores", []), base),
         trusted_proxies=_networks(images, "trusted_proxies"),
         v1=_truth(images, "images.v1", default=True),
         limits=_limits(_table(raw, "limits")),
@@ -273,6 +317,7 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
 
 def _check_together(config: Config) -> None:
     """What one key means for another."""
+    _check_tenants(config)
     if "none" in config.auth.methods and not config.auth.allow_none_off_loopback and not _loopback(config.listen[0]):
         raise ConfigError(
             'auth.methods contains "none" but images.listen is not a loopback address: everyone who reaches it '
@@ -282,6 +327,8 @@ def _check_together(config: Config) -> None:
         raise ConfigError('auth.methods contains "tokens": set auth.tokens_file (made by `zonegw token create`)')
     if config.tls is None and (config.interzone_listen or any(e.startswith("https:") for e in config.endpoints)):
         raise ConfigError("https endpoints and the interzone listener need [tls] with ca, cert and key")
+    if any(store.zone == config.zone for store in config.stores):
+        raise ConfigError(f"[[stores]]: leave zone out of the entries of this zone's own stores (zone {config.zone})")
     if config.interzone_listen and not config.advertise:
         raise ConfigError(
             'interzone.advertise is missing: write the URL at which other zones reach it, "https://HOST:PORT"'
@@ -353,6 +400,26 @@ def _endpoints(registry: dict[str, Any]) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _tenants(registry: dict[str, Any]) -> tuple[str, ...]:
+    value = registry.get("tenants", [])
+    if not isinstance(value, list) or not all(isinstance(t, str) and 0 < len(t) <= PROJECT_MAX_CHARS for t in value):
+        raise ConfigError(
+            f'registry.tenants must be a list of project IDs of 1 to {PROJECT_MAX_CHARS} characters, as ["demo"]; '
+            "without it the catalogue holds the images of all"
+        )
+    return tuple(value)
+
+
+def _check_tenants(config: Config) -> None:
+    limits, tenants = config.limits, frozenset(config.tenants)
+    fit = query_bytes(tenants) <= limits.tenants_query_max_bytes
+    if len(tenants) > limits.tenants_max or not fit:
+        raise ConfigError(
+            f"registry.tenants names {len(tenants)} projects, more than limits.tenants_max or "
+            "limits.tenants_query_max_bytes allow: leave it out, so that the catalogue holds the images of all"
+        )
+
+
 def _tls(raw: dict[str, Any], base: Path) -> Tls | None:
     table = _table(raw, "tls")
     if not table:
@@ -400,6 +467,7 @@ def render(
     data_dir: str,
     listen: str,
     endpoints: list[str],
+    tenants: list[str] | None = None,
     tokens_file: str | None = None,
     interzone_listen: str | None = None,
     advertise: str | None = None,
@@ -412,7 +480,7 @@ def render(
     tables: dict[str, dict[str, Any] | None] = {
         "images": {"listen": listen, "public_url": public_url},
         "interzone": {"listen": interzone_listen, "advertise": advertise} if interzone_listen else None,
-        "registry": {"endpoints": endpoints},
+        "registry": {"endpoints": endpoints, "tenants": tenants},
         "tls": dict(tls) if tls else None,
         "auth": auth,
         "limits": dict(limits) if limits else None,

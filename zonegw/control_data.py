@@ -67,7 +67,7 @@ class ControlData:
 def _orphan(orphan: Orphan) -> dict[str, Any]:
     image = orphan.image or {}
     of_image = {"image": image.get("uuid"), "number": image.get("number"), "name": image.get("name")}
-    return {"key": orphan.key, "bytes": orphan.size, "age_s": orphan.age_s, **of_image}
+    return {"store": orphan.store, "key": orphan.key, "bytes": orphan.size, "age_s": orphan.age_s, **of_image}
 
 
 def _hours(value: Any) -> float:

@@ -10,13 +10,13 @@ import asyncio
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from zonegw.bandwidth import Bandwidth
 from zonegw.cached_images import CachedImages
 from zonegw.config import Limits
-from zonegw.data_stores.filesystem import is_key
+from zonegw.data_stores.interface import is_key
 from zonegw.errors import Conflict, DataUnavailable
 from zonegw.receiving import Location, Origin, Receiver
 from zonegw.store import free_bytes
@@ -67,7 +67,7 @@ class Fetch:
                 raise self.error
             await self._moved.wait()
 
-    async def read(self, start: int, end: int, chunk_bytes: int) -> AsyncIterator[bytes]:
+    async def read(self, start: int, end: int, chunk_bytes: int) -> AsyncGenerator[bytes]:
         """The bytes from `start` up to `end`, as they come."""
         handle = os.dup(self.file.fileno())
         try:

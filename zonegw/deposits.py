@@ -11,34 +11,40 @@ from collections.abc import AsyncIterator
 from itertools import islice
 from uuid import UUID
 
-from zonegw.data_stores.filesystem import FilesystemStore, Stored
+from zonegw.data_stores.interface import DEFAULT_STORE, DataStore, Stored
 from zonegw.errors import BadRequest, Conflict, DataUnavailable, Forbidden, GatewayError, NotFound
 from zonegw.images import Images
+from zonegw.own_stores import OwnStores
 from zonegw.store import Txn
 
 
 class Deposits:
-    """`deposits` by key: {"uuid", "from": zone, "since_us"}."""
+    """`deposits` by key: {"uuid", "from": zone, "store", "since_us"}."""
 
-    def __init__(self, images: Images, data: FilesystemStore) -> None:
+    def __init__(self, images: Images, own: OwnStores) -> None:
         self._images = images
         self._store = images.store
-        self._data = data
+        self._own = own
         self._withdrawn: OrderedDict[str, None] = OrderedDict()
         self._next = b""
 
-    async def accept(self, zone: str, uuid: str, key: str, body: AsyncIterator[bytes]) -> Stored:
-        """Keep `body` under `key` for image `uuid`, durably. What ends it early leaves nothing behind."""
+    async def accept(
+        self, zone: str, uuid: str, key: str, body: AsyncIterator[bytes], store: str | None = None
+    ) -> Stored:
+        """Keep `body` under `key` for image `uuid`, durably, in the store of that name or in the default one. What ends
+        it early leaves nothing behind."""
         if not _is_uuid(uuid):
             raise BadRequest("the request does not name the image that the data are of")
-        await self._note(uuid, key)
+        into = self._own.chosen(store)
+        await self._note(uuid, key, into)
         try:
-            stored = await self._data.write(key, body)
+            stored = await into.write(key, body)
             with self._store.transaction() as txn:
                 if key in self._withdrawn:
                     raise Conflict("the sender has given these data up")
                 txn.delete("uploads", key.encode())
-                row = {"uuid": uuid, "from": zone, "since_us": self._images.catalogue.now_us()}
+                now_us = self._images.catalogue.now_us()
+                row = {"uuid": uuid, "from": zone, "store": into.name, "since_us": now_us}
                 txn.put_row("deposits", key.encode(), row)
         except BaseException:
             self._give_up(key)
@@ -46,18 +52,21 @@ class Deposits:
         await self._store.durable()
         return stored
 
-    async def _note(self, uuid: str, key: str) -> None:
+    async def _note(self, uuid: str, key: str, into: DataStore) -> None:
         self.settle()
+        there = await into.size(key) is not None
         with self._store.transaction(grows=True) as txn:
-            if txn.get("uploads", key.encode()) is not None or self._data.exists(key):
+            if there or any(txn.get(table, key.encode()) is not None for table in ("uploads", "deposits")):
                 raise Conflict("there are data under this key already")
-            txn.put_row("uploads", key.encode(), {"uuid": uuid})
+            txn.put_row("uploads", key.encode(), {"uuid": uuid, "store": into.name})
         await self._store.durable()
 
     def _give_up(self, key: str) -> None:
         with self._store.transaction() as txn:
-            if txn.delete("uploads", key.encode()):
-                txn.put_row("garbage", key.encode(), {"since_us": 0})
+            row = txn.row("uploads", key.encode())
+            if row is not None:
+                txn.delete("uploads", key.encode())
+                txn.put_row("garbage", key.encode(), {"since_us": 0, "store": row["store"]})
         self._images.on_garbage()
 
     def withdraw(self, zone: str, key: str) -> None:
@@ -71,7 +80,8 @@ class Deposits:
             if self._owned(txn, row["uuid"], key):
                 raise Conflict("an image owns these data")
             txn.delete("deposits", key.encode())
-            txn.put_row("garbage", key.encode(), {"since_us": self._images.catalogue.now_us()})
+            garbage = {"since_us": self._images.catalogue.now_us(), "store": row.get("store", DEFAULT_STORE)}
+            txn.put_row("garbage", key.encode(), garbage)
         self._images.on_garbage()
 
     def _missing(self, txn: Txn, key: str) -> GatewayError:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from zonegw import errors
+from zonegw import errors, overlay
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
 from zonegw.errors import (
@@ -70,6 +70,11 @@ class Drainer:
         self.last_error: str | None = None
         self.on_drained: Callable[[], None] = lambda: None
 
+    @property
+    def grant_error(self) -> str | None:
+        """Why the registry grants no image numbers, where it does not."""
+        return self._sessions.grant_error
+
     # For the use cases.
 
     def wake(self) -> None:
@@ -89,18 +94,24 @@ class Drainer:
         self._wake.set()
         return False
 
-    async def verdict(self, position: int) -> None:
-        """Wait for the registry's verdict on a write that is not acknowledged without it; raises its refusal."""
+    async def verdict(self, position: int, wait_s: float) -> None:
+        """Wait for the registry's verdict on a write; raises its refusal, of which nothing is kept then unless other
+        writes were to follow."""
+        read = self._store.read()
+        if (row := self._queue.parked_at(read, position)) is not None:
+            raise _refusal(row["reason"])
+        if self._queue.get(read, position) is None:
+            return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._verdicts[position] = future
         self._wake.set()
         try:
-            async with asyncio.timeout(self._limits.registry_wait_max_s):
+            async with asyncio.timeout(wait_s):
                 await future
         except TimeoutError:
             raise OutcomeUnknown(
-                f"the registry gave no verdict within {self._limits.registry_wait_max_s} s; the write stays queued as "
-                f"position {position} and will be drained or parked"
+                f"the registry gave no verdict within {wait_s:g} s; this zone holds the write durably as position "
+                f"{position} of its queue, and will drain it, or park it where the registry refuses it"
             ) from None
         finally:
             del self._verdicts[position]
@@ -142,6 +153,7 @@ class Drainer:
 
         Base versions are compared with the catalogue's: nothing is sent into an epoch before that has come there.
         """
+        await self._park()
         if not self._link.up:
             return False
         session = await self._sessions.open()
@@ -154,10 +166,15 @@ class Drainer:
         await self._send(session, batch)
         return True
 
+    async def _park(self) -> None:
+        """Go on with what is still to be parked, and tell those who wait for a verdict on it."""
+        while (parked := self._sessions.parking.step()) is not None:
+            self._tell_parked(parked)
+            await self._store.durable()
+
     def _lose_session(self, reason: str) -> None:
-        """Everything pending is parked, and its clients hear it."""
-        for write in self._sessions.lose(reason):
-            self._tell(write, Conflict(f"the gateway's session was lost, the write is parked: {reason}"))
+        """Everything pending will be parked."""
+        self._sessions.lose(reason)
         self.last_error = reason
 
     # Batches.
@@ -249,10 +266,10 @@ class Drainer:
             raise RegistryAway(f"position {write.position} was applied, though a later try was refused: {refused}")
         reason = {"code": refused.code, "message": refused.message}
         with self._store.transaction() as txn:
-            for parked in self._queue.retract(txn, session, write, reason):
-                self._catalogue.park(txn, parked.uuid, parked.position)
+            _, *followers = self._sessions.parking.retract(txn, session, write, reason)
         log.error("write %d parked: %s", write.position, refused)
         self._tell(write, _refusal(reason))
+        self._tell_parked(followers)
 
     def _settle(self, session: Session, batch: list[PendingWrite], results: list[dict[str, Any]]) -> None:
         """Take the verdicts in order; ack or park is one transaction with what readers see."""
@@ -261,12 +278,14 @@ class Drainer:
                 self._check_outer(result["error"])
                 return
             inner = result["ok"]["result"]
+            followers: list[PendingWrite] | None = None
             with self._store.transaction() as txn:
                 if "ok" in inner:
                     self._acked(txn, session, write, inner["ok"])
                 else:
-                    self._refused(txn, session, write, inner["error"])
-            self._tell(write, None if "ok" in inner else _refusal(inner["error"]))
+                    followers = self._refused(txn, session, write, inner["error"])
+            self._tell(write, None if followers is None else _refusal(inner["error"]))
+            self._tell_parked(followers or [])
         if len(results) < len(batch):
             raise RegistryAway(f"the registry answered {len(results)} of {len(batch)} operations")
 
@@ -286,24 +305,46 @@ class Drainer:
             self._on_deleted(txn, before["locations"], before)
         self._metrics.drained.labels("acked").inc()
 
-    def _refused(self, txn: Txn, session: Session, write: PendingWrite, error: dict[str, Any]) -> None:
+    def _refused(
+        self, txn: Txn, session: Session, write: PendingWrite, error: dict[str, Any]
+    ) -> list[PendingWrite] | None:
+        """Returns the writes that were parked because they were to follow; None where the refusal says that what was
+        asked for is done already."""
         reason = {name: value for name, value in error.items() if name != "image"}
         if write.command["op"] == "delete_image" and error["code"] == "image_deleted":
             self._queue.refuse(txn, session, write)
             self._catalogue.delete_was_done(txn, write.uuid, write.position, error.get("revision"))
-            return
-        if error["code"] == "block_not_held":
+            return None
+        if (ours := self._very_image(txn, write, error)) is not None:
+            ok = {name: ours[name] for name in ("number", "uuid", "revision")} | {"version": 1, "image": ours}
+            self._acked(txn, session, write, ok)
+            return None
+        if error["code"] == "block_not_held" and self._ids.covers(txn, error["number"]):
             self._ids.seal(txn, "the registry does not know the block")  # or every create to come would be refused
-        if write.position in self._verdicts:
+        if write.position in self._verdicts and not self._has_followers(txn, write):
             self._queue.refuse(txn, session, write)
+            self._catalogue.take_off(txn, write.uuid, write.position)
             self._on_deleted(txn, write.command.get("add_locations", []), None)  # bytes that nobody will own
-            gone = [write]
+            parked = []
         else:
-            gone = self._queue.park(txn, session, write, reason, self._catalogue.positions(txn, write.uuid))
+            _, *parked = self._sessions.parking.refuse(txn, session, write, reason)
             log.error("write %d on image %s parked: %s", write.position, write.uuid, reason)
-        for later in gone:
-            self._catalogue.park(txn, later.uuid, later.position)
         self._metrics.drained.labels("refused").inc()
+        return parked
+
+    def _very_image(self, txn: Txn, write: PendingWrite, error: dict[str, Any]) -> dict[str, Any] | None:
+        """The image that has the UUID of a refused create, where it is the very one that this creates: an earlier life
+        of the write was applied, and the answer lost with its session."""
+        registered = self._catalogue.registered(txn, write.uuid)
+        if error["code"] != "uuid_taken" or registered is None:
+            return None
+        return registered if overlay.same_create(overlay.initial(write.command), registered) else None
+
+    def _has_followers(self, txn: Txn, write: PendingWrite) -> bool:
+        """Whether something that was acknowledged to others needs the image that `write` creates."""
+        return write.command["op"] == "create_image" and bool(
+            self._catalogue.positions(txn, write.uuid, write.position, 1)
+        )
 
     def _tell(self, write: PendingWrite, refusal: GatewayError | None) -> None:
         future = self._verdicts.get(write.position)
@@ -313,6 +354,12 @@ class Drainer:
             future.set_result(None)
         else:
             future.set_exception(refusal)
+
+    def _tell_parked(self, parked: list[PendingWrite]) -> None:
+        """To those who wait for them: whether these writes will come is for an operator to say."""
+        for write in parked:
+            said = f"the write is parked as position {write.position}: an operator retries or discards it"
+            self._tell(write, OutcomeUnknown(said))
 
     def _prune(self) -> None:
         """Forget drained writes past their time, sooner when the quota presses."""

@@ -4,7 +4,7 @@ GatewayError
  +- BadRequest 400 · Unauthenticated 401 · Forbidden 403 · NotFound 404 · Conflict 409
  +- BodyTooLarge 413 · UnsupportedMediaType 415 · RangeUnsatisfiable 416
  +- Unavailable 503 (Retry-After) +- Degraded: needs the registry, which is away
- |                                +- DataUnavailable: bytes of another zone can't be reached
+ |                                +- DataUnavailable: a data store, or another zone, can't be reached
  |                                    +- ZoneAway: the zone is silent
  +- StorageFull 507
  +- OutcomeUnknown 504 (indefinite)
@@ -103,7 +103,7 @@ class Degraded(Unavailable):
 
 
 class DataUnavailable(Unavailable):
-    """The bytes lie in another zone, are not cached here, and that zone can't be reached."""
+    """The bytes lie in another zone and are not cached here, or belong into a store, and that can't be reached."""
 
     code = "data_unavailable"
 

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from zonegw.catalogue import Catalogue, Position
 from zonegw.config import Limits
-from zonegw.errors import FeedGone, RegistryAway, RegistryRefused, StorageFull
+from zonegw.errors import Degraded, FeedGone, RegistryAway, RegistryRefused, StorageFull
 from zonegw.store import Store, Txn
+from zonegw.tenant_set import Tenants, TenantSet
 
 log = logging.getLogger(__name__)
 
@@ -22,20 +23,21 @@ class Source(Protocol):
 
     def bootstrap(self) -> AsyncIterator[dict[str, Any]]: ...
 
-    def changes(self, position: Position) -> AsyncIterator[dict[str, Any]]: ...
+    def changes(self, position: Position, widened_from: Tenants | None) -> AsyncIterator[dict[str, Any]]: ...
 
 
 class FeedConsumer:
     """Bootstraps, follows, resyncs; `on_deleted` gets every image that a tombstone removed."""
 
     def __init__(
-        self, store: Store, catalogue: Catalogue, source: Source, limits: Limits,
+        self, store: Store, catalogue: Catalogue, source: Source, limits: Limits, tenants: TenantSet,
         *, on_deleted: Callable[[dict[str, Any]], None], clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._store = store
         self._catalogue = catalogue
         self._source = source
         self._limits = limits
+        self._tenants = tenants
         self._on_deleted = on_deleted
         self._clock = clock
         self._fresh: tuple[float, float] | None = None
@@ -50,7 +52,7 @@ class FeedConsumer:
         self.on_zone_changed: Callable[[], None] = lambda: None
         # Gets the locations that a change took from an image, in the transaction of the change.
         self.on_removed: Callable[[Txn, list[dict[str, Any]]], None] = lambda txn, locations: None
-        # Gets an image that the registry no longer has, in the transaction that forgets it.
+        # Gets an image that is forgotten, since the registry or the tenant set has it no more, in that transaction.
         self.on_unseen: Callable[[Txn, dict[str, Any]], None] = lambda txn, image: None
         self.on_bootstrapped: Callable[[], None] = lambda: None
         # What an epoch lost is laid over the catalogue before its bootstrap takes it from there.
@@ -67,6 +69,17 @@ class FeedConsumer:
         """Wait until the catalogue contains everything up to `position`."""
         while (self._catalogue.position(self._store.read()) or (0, 0)) < position:
             await self._moved.wait()
+
+    async def confirmed(self) -> None:
+        """Wait until the catalogue contains all that the registry had when this was asked. Raises Degraded where the
+        feed does not say so in time."""
+        asked = self._clock()
+        try:
+            async with asyncio.timeout(self._limits.feed_silence_max_s):
+                while self._fresh is None or self._fresh[1] - self._fresh[0] < asked:
+                    await self._moved.wait()
+        except TimeoutError:
+            raise Degraded("what the registry has can't be known while it is away: try again when it is back") from None
 
     def _wake_waiting(self) -> None:
         self._moved.set()
@@ -90,20 +103,45 @@ class FeedConsumer:
             delay = min(delay * 2, self._limits.retry_delay_max_s)
 
     async def _consume(self) -> None:
-        if self._resync or self._catalogue.position(self._store.read()) is None:
+        read = self._store.read()
+        if self._resync or self._catalogue.position(read) is None or self._tenants.needs_bootstrap(read):
             await self._bootstrap()
             self._resync = False
             self.on_zone_changed()  # if one did, its change record is not among what will be read
         position = self._catalogue.position(self._store.read())
         if position is None:
             raise AssertionError("a bootstrap leaves a position")
-        messages = self._source.changes(position)
+        widened_from = self._begin_fill()
+        messages = self._source.changes(position, widened_from)
+        filling = widened_from is not None
         while True:
-            async with asyncio.timeout(self._limits.feed_silence_max_s):
+            # The registry may look through many images for the next one of a back-fill; each request has its deadline.
+            async with asyncio.timeout(None if filling else self._limits.feed_silence_max_s):
                 message = await anext(messages, None)
             if message is None:
                 return
-            self._take(message)
+            if filling:
+                filling = self._fill(message)
+            else:
+                self._take(message)
+
+    def _begin_fill(self) -> Tenants | None:
+        """The tenant set that the catalogue holds, where more is to be filled in."""
+        widened_from = self._tenants.widened_from(self._store.read())
+        if widened_from is not None:
+            with self._store.transaction(reserved=True) as txn:
+                self._tenants.begin(txn)
+        return widened_from
+
+    def _fill(self, message: dict[str, Any]) -> bool:
+        """Take one image that the tenant set has and had not; whether more come."""
+        with self._store.transaction(reserved=True) as txn:
+            if message["type"] == "image":
+                self._catalogue.put_bootstrapped(txn, message["image"])
+                return True
+            self._tenants.done(txn)
+        log.info("the catalogue holds the tenant set that is configured")
+        return False
 
     def _take(self, message: dict[str, Any]) -> None:
         """Apply one message of the feed in one transaction with the position."""
@@ -114,6 +152,9 @@ class FeedConsumer:
             with self._store.transaction(reserved=True) as txn:
                 deleted = self._apply(txn, message)
                 self._catalogue.advance(txn, message["position"])
+                outside = self._catalogue.leave_outside(txn, message["position"][1], self._limits.list_chunk_rows)
+                for image in outside:
+                    self.on_unseen(txn, image)
             self._wake_waiting()
             if message.get("kind") == "zone":
                 self.on_zone_changed()
@@ -125,6 +166,8 @@ class FeedConsumer:
             self._heard(message)
 
     def _apply(self, txn: Txn, message: dict[str, Any]) -> dict[str, Any] | None:
+        if message["type"] == "gone":
+            self._leave(txn, message["uuid"], message["position"][1])
         if message["type"] != "change" or message.get("kind") != "image":
             return None
         removed = self._catalogue.removed_locations(txn, message)
@@ -134,10 +177,18 @@ class FeedConsumer:
             self._catalogue.remember_deleted(txn, message["uuid"], self._limits.deleted_uuids_max)
         return self._catalogue.apply_change(txn, message)
 
+    def _leave(self, txn: Txn, uuid: str, revision: int) -> None:
+        """No change of the feed will tell of the image's delete."""
+        known = self._catalogue.registered(txn, uuid)
+        self._catalogue.leave(txn, uuid, revision)
+        if known is not None:
+            self.on_unseen(txn, known)
+
     def _heard(self, message: dict[str, Any]) -> None:
         staleness = message.get("staleness_s")
         if staleness is not None:
             self._fresh = (staleness, self._clock())
+            self._wake_waiting()
         self.last_error = None
         if not self.current:
             self.current = True
@@ -147,6 +198,7 @@ class FeedConsumer:
         """Copy every image, merged by version; then forget what the registry no longer has."""
         with self._store.transaction() as txn:
             self._catalogue.begin_bootstrap(txn)
+            self._tenants.begin(txn)
         start: Position | None = None
         async for chunk in self._source.bootstrap():
             if start is None:
@@ -166,6 +218,7 @@ class FeedConsumer:
             self._catalogue.settle_overlay(txn, start[1])
             self._catalogue.begin_epoch(txn, start)
             self._catalogue.advance(txn, start)
+            self._tenants.done(txn)
         await self._store.durable()
         self._wake_waiting()
         self.on_bootstrapped()

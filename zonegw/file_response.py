@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 from aiohttp import web
@@ -12,7 +12,7 @@ from zonegw.config import Limits
 from zonegw.errors import BadRequest, RangeUnsatisfiable
 
 # Yields the bytes from start up to end in pieces of at most the third argument.
-Reader = Callable[[int, int, int], AsyncIterator[bytes]]
+Reader = Callable[[int, int, int], AsyncGenerator[bytes]]
 
 # One call of sendfile; it may wait for the disk, so it runs in a worker thread.
 SENDFILE_BYTES = 4 << 20
@@ -70,14 +70,18 @@ async def send_file(request: web.Request, path: Path, headers: dict[str, str], l
 async def send_stream(
     request: web.Request, size: int, headers: dict[str, str], read: Reader, limits: Limits
 ) -> web.StreamResponse:
-    """Answer with bytes that come in while they are sent."""
+    """Answer with bytes that come in while they are sent. The first of them are there before the head goes out: a
+    source that has none can still be told."""
     response, start, end = begin(request, size, headers)
-    await response.prepare(request)
-    with _cut_off(request):
-        async for piece in read(start, end, limits.data_chunk_bytes):
-            async with asyncio.timeout(limits.download_idle_max_s):
-                await response.write(piece)
-        await response.write_eof()
+    async with aclosing(read(start, end, limits.data_chunk_bytes)) as pieces:
+        piece = await anext(pieces, None)
+        await response.prepare(request)
+        with _cut_off(request):
+            while piece is not None:
+                async with asyncio.timeout(limits.download_idle_max_s):
+                    await response.write(piece)
+                piece = await anext(pieces, None)
+            await response.write_eof()
     return response
 
 

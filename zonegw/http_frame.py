@@ -3,6 +3,7 @@
 import asyncio
 import html
 import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -32,6 +33,8 @@ Stamp = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 
 OCTETS = "application/octet-stream"
 REQUEST_ID = web.RequestKey("request_id", str)
+# How long a client wants to wait for the registry's verdict on its write; not there: this zone's word will do.
+WAIT_S = web.RequestKey("wait_s", float)
 IDENTITY = web.RequestKey("identity", Identity)
 # A client that sends back what it got never sees an older catalogue, whichever gateway it asks.
 REVISION = "X-Zonegw-Revision"
@@ -72,6 +75,8 @@ def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> 
             seen = request.headers.get(REVISION)
             if seen is not None and seen != "none":
                 await freshness.reached(seen)
+            if (wait_s := waits(request, limits)) is not None:
+                request[WAIT_S] = wait_s
             response = await handler(request)
         except web.HTTPException as error:
             response = _from_aiohttp(request, error)
@@ -127,7 +132,22 @@ def identity(request: web.Request) -> Identity:
 
 def asking(request: web.Request) -> Request:
     """Who asks, for a use case."""
-    return Request(identity(request), request[REQUEST_ID])
+    return Request(identity(request), request[REQUEST_ID], request.get(WAIT_S))
+
+
+def waits(request: web.Request, limits: Limits) -> float | None:
+    """The seconds of `?wait=registry&timeout=SECONDS` of a write. Raises BadRequest."""
+    wait = None if request.method in ("GET", "HEAD") else request.query.get("wait")
+    if wait is None:
+        return None
+    if wait != "registry":
+        raise BadRequest(f"a write waits for nothing but the registry: wait=registry, not {wait!r:.60}")
+    text, longest = request.query.get("timeout"), limits.registry_wait_max_s
+    if text is None:
+        return longest
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) or not 0 < float(text) <= longest:
+        raise BadRequest(f"timeout must be seconds, more than 0 and at most {longest:g}, not {text!r:.60}")
+    return float(text)
 
 
 def json_response(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -1,10 +1,12 @@
 """Image numbers on hand: blocks granted by the registry, handed out in rising order, each number once.
 
 `take` is part of the create's transaction: a number is used up exactly when its create is acknowledged. Blocks are
-asked for before the runway gets short; their size follows the rate. A block is never used again after it was sealed:
-by a changed store identity, a lost session or another epoch.
+asked for long before the last one ends; their size follows the rate. When the numbers get few all the same, as in a
+zone that is cut off, that is said in the log, the status and the metrics. A block is never used again after it was
+sealed: by a changed store identity, a lost session or another epoch.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +15,8 @@ from typing import Any
 
 from zonegw.config import Limits
 from zonegw.store import Txn
+
+log = logging.getLogger(__name__)
 
 NUMBER_MAX = 2**53 - 1
 _KEY = b"ids"
@@ -27,14 +31,33 @@ class Runway:
     seconds: float | None
 
 
+class Rate:
+    """Events per second, averaged over about `window_s`; older ones fade."""
+
+    def __init__(self, window_s: float, clock: Callable[[], float]) -> None:
+        self._window_s = window_s
+        self._clock = clock
+        self._count = 0.0
+        self._at = clock()
+
+    def count(self) -> None:
+        now = self._clock()
+        self._count = self._count * math.exp(-(now - self._at) / self._window_s) + 1
+        self._at = now
+
+    def per_s(self) -> float:
+        return self._count * math.exp(-(self._clock() - self._at) / self._window_s) / self._window_s
+
+
 class IdPool:
     """The pool's operations; each runs inside the caller's transaction. The rate lives in memory alone."""
 
     def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
-        self._taken = 0.0
-        self._taken_at = clock()
+        self._hour = Rate(limits.id_rate_window_s, clock)
+        self._minute = Rate(limits.id_burst_window_s, clock)
+        self._warned = False
 
     def take(self, txn: Txn) -> int | None:
         """The next number, or None when no live block has one: the registry then issues it on drain."""
@@ -47,9 +70,29 @@ class IdPool:
                 self._drop_used(state)
                 txn.put_row("meta", _KEY, state)
                 self._count_take()
+                self._warn(_left(state))
                 return number
         self._count_take()
+        self._warn(0)
         return None
+
+    def _warn(self, left: int) -> None:
+        """Once each time that the numbers get few."""
+        low = self._is_low(left)
+        if low and not self._warned:
+            log.warning(
+                "%d image numbers are left, for %.1f hours at this rate: without the registry creates get none then",
+                left, left / max(self.rate_per_s(), 1e-9) / 3600,
+            )  # fmt: skip
+        self._warned = low
+
+    def _is_low(self, left: int) -> bool:
+        by_rate = self.rate_per_s() * self._limits.runway_warning_h * 3600
+        return left < max(self._limits.id_block_min * self._limits.id_low_share, by_rate)
+
+    def low(self, txn: Txn) -> bool:
+        """Whether the numbers on hand are so few that somebody should know."""
+        return self._is_low(self.on_hand(txn))
 
     def add(self, txn: Txn, first: int, last: int, token: int) -> None:
         """Put a granted block on hand; one that overlaps what was ever handed out is a registry's error and refused."""
@@ -83,7 +126,11 @@ class IdPool:
         return max(int(state["highest"]), *(int(block["last"]) for block in state["blocks"]), 0)
 
     def on_hand(self, txn: Txn) -> int:
-        return sum(b["last"] - b["next"] + 1 for b in self._state(txn)["blocks"] if not b["sealed"])
+        return _left(self._state(txn))
+
+    def covers(self, txn: Txn, number: int) -> bool:
+        """Whether `number` is of a block that is on hand."""
+        return any(not b["sealed"] and b["first"] <= number <= b["last"] for b in self._state(txn)["blocks"])
 
     def blocks(self, txn: Txn) -> list[dict[str, Any]]:
         """The blocks, oldest first: first, last, next, token, sealed (reason or None)."""
@@ -91,8 +138,8 @@ class IdPool:
         return blocks
 
     def wanted(self, txn: Txn) -> int | None:
-        """Size of the block to ask for now, or None while more than half of the runway is on hand."""
-        target = self._target()
+        """Size of the block to ask for now, or None while more than half of the target is on hand."""
+        target = self.target()
         on_hand = self.on_hand(txn)
         live = sum(1 for b in self._state(txn)["blocks"] if not b["sealed"])
         if on_hand > target // 2 or live >= self._limits.id_blocks_max:
@@ -105,17 +152,19 @@ class IdPool:
 
     def rate_per_s(self) -> float:
         """Creates per second, averaged over about `id_rate_window_s`."""
-        age = self._clock() - self._taken_at
-        return self._taken * math.exp(-age / self._limits.id_rate_window_s) / self._limits.id_rate_window_s
+        return self._hour.per_s()
 
-    def _target(self) -> int:
-        wanted = math.ceil(self.rate_per_s() * self._limits.runway_h * 3600)
-        return max(self._limits.id_block_min, min(self._limits.id_block_max * self._limits.id_blocks_max, wanted))
+    def target(self) -> int:
+        """How many numbers should be on hand: for the runway at the average rate, or for `id_burst_s` of a burst, of
+        which half must last until more are there."""
+        runway = self.rate_per_s() * self._limits.runway_h * 3600
+        burst = self._minute.per_s() * self._limits.id_burst_s
+        most = self._limits.id_block_max * self._limits.id_blocks_max
+        return max(self._limits.id_block_min, min(most, math.ceil(max(runway, burst))))
 
     def _count_take(self) -> None:
-        now = self._clock()
-        self._taken = self._taken * math.exp(-(now - self._taken_at) / self._limits.id_rate_window_s) + 1
-        self._taken_at = now
+        self._hour.count()
+        self._minute.count()
 
     @staticmethod
     def _state(txn: Txn) -> dict[str, Any]:
@@ -125,3 +174,8 @@ class IdPool:
     @staticmethod
     def _drop_used(state: dict[str, Any]) -> None:
         state["blocks"] = [b for b in state["blocks"] if b["sealed"] or b["next"] <= b["last"]]
+
+
+def _left(state: dict[str, Any]) -> int:
+    """How many numbers are on hand."""
+    return sum(b["last"] - b["next"] + 1 for b in state["blocks"] if not b["sealed"])

@@ -12,10 +12,11 @@ from uuid import uuid4
 
 from zonegw.config import Limits
 from zonegw.data_cache import DataCache, Fetch
-from zonegw.data_stores.filesystem import FilesystemStore, is_key
+from zonegw.data_stores.interface import is_key
 from zonegw.errors import BadRequest, Conflict, Forbidden, NotFound, Unavailable
 from zonegw.identity import Identity
 from zonegw.images import Changes, Image, Images, Request
+from zonegw.own_stores import Held, OwnStores
 from zonegw.placement import Location, Placement, data_attributes
 from zonegw.store import Txn
 from zonegw.stores import Stores, store_name
@@ -23,22 +24,22 @@ from zonegw.stores import Stores, store_name
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where an image's bytes come from: a complete file, or a fetch from another zone that is under way."""
+    """Where an image's bytes come from: a complete file, or a stream, which is a fetch from another zone that is under
+    way, or what one of this zone's stores holds elsewhere."""
 
     image: Image
     file: Path | None = None
-    fetch: Fetch | None = None
+    fetch: Fetch | Held | None = None
 
 
 class ImageData:
     """Data use cases of one gateway."""
 
     def __init__(
-        self, images: Images, data: FilesystemStore, cache: DataCache, placement: Placement, stores: Stores,
-        limits: Limits,
-    ) -> None:  # fmt: skip
+        self, images: Images, own: OwnStores, cache: DataCache, placement: Placement, stores: Stores, limits: Limits
+    ) -> None:
         self._images = images
-        self._data = data
+        self._own = own
         self._cache = cache
         self._placement = placement
         self._stores = stores
@@ -53,12 +54,12 @@ class ImageData:
         """Bring `body`, of which `size` and `md5` were announced, into the store; the image is active then."""
         uuid = uuid.lower()
         self._check_uploadable(self._images.writable(self._images.store.read(), request.who, uuid, "upload_image"))
-        zone = self._stores.choose(store)
+        chosen = self._stores.choose(store)
         with self._marked(uuid):
-            placed = await self._placement.place(uuid, zone, body, size, md5)
+            placed = await self._placement.place(uuid, chosen, body, size, md5)
             with self._placement.kept([placed["key"]]):
                 image, position = self._activate(request, uuid, placed)
-        await self._images.settle(image, position)
+        await self._images.settle(image, position, request)
 
     async def create(
         self, request: Request, attributes: dict[str, Any], properties: dict[str, str], body: AsyncIterator[bytes],
@@ -71,12 +72,12 @@ class ImageData:
         self._check_formats(attributes)
         images.policy.require("upload_image", request.who, attributes | {"members": {}})
         images.check_numbers(images.store.read())
-        zone = self._stores.choose(store)
+        chosen = self._stores.choose(store)
         with self._marked(uuid):
-            placed = await self._placement.place(uuid, zone, body, size, md5)
+            placed = await self._placement.place(uuid, chosen, body, size, md5)
             with self._placement.kept([placed["key"]]):
                 image, position = self._create_active(request, uuid, attributes, properties, placed)
-        await images.settle(image, position)
+        await images.settle(image, position, request)
         return await images.show(request.who, uuid)
 
     @contextmanager
@@ -132,16 +133,28 @@ class ImageData:
 
     async def open(self, image: Image) -> Source:
         """Where to read the bytes of an image that has some: here, or else from another zone. Raises Unavailable."""
+        problem: Unavailable | None = None
         for location in image["locations"]:
-            if location["zone"] == self._images.zone and self._data.exists(location["key"]):
-                return Source(image, file=self._data.path(location["key"]))
-        return await self._remote(image)
-
-    async def _remote(self, image: Image) -> Source:
+            try:
+                found = await self._held(location) if location["zone"] == self._images.zone else None
+            except Unavailable as error:
+                problem = error
+                continue
+            if found is not None:
+                return self._source(image, found)
         if not image["locations"]:
             raise NotFound("the image's data is not to be found")
-        found = await self._cache.open(image["uuid"], image["locations"])
+        try:
+            return self._source(image, await self._cache.open(image["uuid"], image["locations"]))
+        except Unavailable as error:
+            raise problem or error from None
+
+    @staticmethod
+    def _source(image: Image, found: Path | Fetch | Held) -> Source:
         return Source(image, file=found) if isinstance(found, Path) else Source(image, fetch=found)
+
+    async def _held(self, location: Location) -> Path | Held | None:
+        return await self._own.held(location["store"], location["key"]) if is_key(location["key"]) else None
 
     async def remove_copy(self, request: Request, uuid: str, store: str) -> None:
         """Remove the image's data from one of its stores; the bytes go when the registry has done it. Raises Forbidden
@@ -157,7 +170,7 @@ class ImageData:
             if len(keys) == len(image["locations"]):
                 raise Forbidden(f"Store {store} holds the only copy of image {uuid}: delete the image instead")
             position = images.append_update(txn, request, image, Changes(), remove_locations=keys, conditional=False)
-        await images.settle(image, position)
+        await images.settle(image, position, request)
 
     def by_reference(self, image: Image) -> list[dict[str, Any]]:
         """Where the bytes lie, for a service that reads them there itself: a file of this zone, or only a name."""
@@ -166,13 +179,11 @@ class ImageData:
         ]
 
     def _url(self, location: Location) -> str:
-        if location["zone"] == self._stores.zone and is_key(location["key"]):
-            return self._data.path(location["key"]).absolute().as_uri()
+        own = location["zone"] == self._own.zone and is_key(location["key"])
+        if own and (path := self._own.file(location["store"], location["key"])):
+            return path.absolute().as_uri()
         return f"zonegw://{location['zone']}/{location['store']}/{location['key']}"
 
-    def store_properties(self, store: str) -> dict[str, Any]:
-        """What an operator wants to know of a store."""
-        if store != self._stores.zone:
-            return {}
-        data = self._data
-        return {"data_dir": str(data.directory), "used_bytes": data.used_bytes, "cached_bytes": self._cache.used_bytes}
+    def cached(self) -> dict[str, Any]:
+        """What is kept here of other zones' data."""
+        return {"cached_bytes": self._cache.used_bytes}

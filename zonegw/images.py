@@ -40,17 +40,19 @@ class Registry(Protocol):
 
     def away_reason(self) -> str: ...
 
-    async def verdict(self, position: int) -> None: ...
+    async def verdict(self, position: int, wait_s: float) -> None: ...
 
     def wake(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Who asks, and under which request ID."""
+    """Who asks, and under which request ID. A write with `wait_s` is answered by the registry's verdict, or after so
+    long without one; others as soon as this zone has them durably."""
 
     who: Identity
     request_id: str | None = None
+    wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class Images:
         self.is_uploading: Callable[[str], bool] = lambda uuid: False
         # What imports add to an image: its state here, which the registry does not know.
         self.importing: Callable[[Image], Image] = lambda image: image
+        # Whether the catalogue is for images like this one (the tenant set).
+        self.kept: Callable[[Image], bool] = lambda image: True
         self.on_garbage: Callable[[], None] = lambda: None
         # Gets an image that is deleted before the registry ever heard of it: nobody else knows of its bytes.
         self.on_unsent_delete: Callable[[Txn, Image], None] = lambda txn, image: self.discard_bytes(
@@ -160,8 +164,9 @@ class Images:
             image = self.append_create(
                 txn, request, uuid or str(uuid4()), attributes, properties, tags, numbered=numbered
             )
-        await self._acknowledged()
-        return image
+            position = self.queue.highest_position(txn)
+        await self.settle(image, position, request)
+        return image if request.wait_s is None else await self.show(request.who, image["uuid"])
 
     def check_create(
         self, who: Identity, attributes: dict[str, Any], properties: dict[str, str], tags: list[str]
@@ -204,6 +209,11 @@ class Images:
             message = f"You are not permitted to create images owned by '{attributes['owner']}'"
             self.policy.require("set_image_owner", who, attributes, message)
         self._may_publish(who, attributes)
+        if not self.kept(attributes | {"members": {}}):
+            raise Forbidden(
+                f"This zone keeps no images of project {attributes['owner']}: name it under [registry] tenants of the "
+                "zone's gateways"
+            )
         self._check_protected(who, (), properties, ())
 
     def _may_publish(self, who: Identity, image: Image) -> None:
@@ -237,7 +247,7 @@ class Images:
         with self.store.transaction(grows=True) as txn:
             image = self.writable(txn, request.who, uuid, action)
             position = self.append_update(txn, request, image, changes)
-        await self.settle(image, position)
+        await self.settle(image, position, request)
 
     def _check_update(self, who: Identity, image: Image, changes: Changes) -> None:
         values = changes.set
@@ -297,7 +307,7 @@ class Images:
         }  # fmt: skip
         if conditional:
             command["base_version"] = image["version"]
-        return self._append(txn, image["uuid"], command, {"kind": "update"} | patch)
+        return self._append(txn, request, image["uuid"], command, {"kind": "update"} | patch)
 
     async def delete(self, request: Request, uuid: str) -> None:
         """Acknowledge a delete; bytes go when the registry has the tombstone, or at once if it never had the image."""
@@ -307,12 +317,12 @@ class Images:
                 raise Forbidden(f"Image {uuid} is protected and cannot be deleted.")
             command = {"op": "delete_image", "actor": self._actor(request), "image": self._reference(image)}
             unsent = self._never_sent(txn, image["uuid"])
-            position = self._append(txn, image["uuid"], command, {"kind": "delete"})
+            position = self._append(txn, request, image["uuid"], command, {"kind": "delete"})
             if unsent:
                 self.on_unsent_delete(txn, image)
             self.on_delete(txn, image["uuid"])
         self.on_garbage()
-        await self.settle(image, position)
+        await self.settle(image, position, request)
 
     def _never_sent(self, txn: Txn, uuid: str) -> bool:
         create = self.catalogue.create_pending(txn, uuid)
@@ -327,7 +337,7 @@ class Images:
         for location in locations:
             key = location["key"].encode()
             if location["zone"] == self.zone:
-                txn.put_row("garbage", key, {"since_us": self.catalogue.now_us()})
+                txn.put_row("garbage", key, {"since_us": self.catalogue.now_us(), "store": location["store"]})
                 txn.delete("deposits", key)
             elif location["zone"] is not None:
                 txn.put_row("far_garbage", key, {"zone": location["zone"]})
@@ -342,10 +352,14 @@ class Images:
             raise Degraded(f"the home of this image is {home}, so this zone changes it only with the registry: {away}")
         return image
 
-    def _append(self, txn: Txn, uuid: str, command: dict[str, Any], patch: dict[str, Any]) -> int:
+    def _append(self, txn: Txn, request: Request, uuid: str, command: dict[str, Any], patch: dict[str, Any]) -> int:
         """Queue a write about an existing image; behind a parked create it is parked at once."""
         create = self.catalogue.create_pending(txn, uuid)
         if create is not None and create["state"] == "parked":
+            if request.wait_s is not None:
+                raise Conflict(
+                    f"the registry did not take image {uuid}, so there is no verdict to wait for: it is parked"
+                )
             position = self.queue.park_new(txn, uuid, command, create["position"])
             patch = patch | {"state": "parked"}
         else:
@@ -355,11 +369,13 @@ class Images:
         self.catalogue.lay(txn, uuid, {"position": position} | patch)
         return position
 
-    async def settle(self, image: Image, position: int) -> None:
-        """Wait for what acknowledges a write: own images the fsync, others the registry's verdict."""
+    async def settle(self, image: Image, position: int, request: Request | None = None) -> None:
+        """Wait for what acknowledges a write: own images the fsync, others the registry's verdict, which a client may
+        want for own ones too."""
         await self._acknowledged()
-        if image["home_zone"] != self.zone and self.registry is not None:
-            await self.registry.verdict(position)
+        wait_s = None if request is None else request.wait_s
+        if self.registry is not None and (wait_s is not None or image["home_zone"] != self.zone):
+            await self.registry.verdict(position, self.limits.registry_wait_max_s if wait_s is None else wait_s)
 
     async def _acknowledged(self) -> None:
         await self.store.durable()

@@ -70,18 +70,22 @@ class ImportV2:
         return json_response({"stores": [self._store(name, there) for name, there in reachable.items()]})
 
     def _store(self, name: str, reachable: bool) -> dict[str, Any]:
-        row = {"id": name, "description": f"image data of zone {name}", "reachable": str(reachable).lower()}
-        return row | ({"default": "true"} if name == self.stores.zone else {})
+        zone, store = self.stores.target(name)
+        said = f"image data of zone {zone}" + (f", store {store}" if name != zone else "")
+        row = {"id": name, "description": said, "reachable": str(reachable).lower()}
+        return row | ({"default": "true"} if name == self.stores.default else {})
 
     async def detail_stores(self, request: web.Request) -> web.Response:
         self.images.policy.require("stores_info_detail", identity(request))
         rows = [
-            self._store(name, there) | {"type": "file" if name == self.stores.zone else "zone", "weight": 0}
+            self._store(name, there)
+            | {"type": self.stores.kind(name), "weight": 0, "properties": await self._told(name)}
             for name, there in (await self.stores.reachable()).items()
         ]
-        for row in rows:
-            row["properties"] = self.data.store_properties(row["id"])
         return json_response({"stores": rows})
+
+    async def _told(self, name: str) -> dict[str, Any]:
+        return await self.stores.properties(name) | (self.data.cached() if name == self.stores.default else {})
 
     async def usage(self, request: web.Request) -> web.Response:
         found = await Usage(self.images, self.imports.staging).of(identity(request).project)

@@ -38,7 +38,7 @@ NEEDED_STATUS = {GLANCE_DIRECT: "uploading", WEB_DOWNLOAD: "queued", COPY_IMAGE:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An import as a client asks for it; without `stores` and `all_stores` it goes to this zone's."""
+    """An import as a client asks for it; without `stores` and `all_stores` it goes to this zone's default one."""
 
     method: str
     uri: str | None = None
@@ -104,7 +104,7 @@ class Imports:
         return self._waiting.put_nowait(job)
 
     def _startable(self, request: Request, uuid: str, wanted: Wanted) -> list[str]:
-        """Zones to bring the data to, if the import may begin now."""
+        """Stores to bring the data to, if the import may begin now."""
         image = self._images.writable(self._images.store.read(), request.who, uuid, _action(wanted.method))
         self._check(image, wanted)
         targets = self._targets(image, wanted)
@@ -133,13 +133,13 @@ class Imports:
         return job is not None and not job.done
 
     def _targets(self, image: Image, wanted: Wanted) -> list[str]:
-        """Zones to bring the data to, the own one first: it costs nothing."""
+        """Stores to bring the data to, own ones first: they cost nothing."""
         names = self._stores.names() if wanted.all_stores else [self._stores.choose(s) for s in wanted.stores]
-        targets = sorted(set(names or [self._stores.zone]), key=lambda zone: (zone != self._stores.zone, zone))
+        targets = sorted(set(names or [self._stores.default]), key=lambda name: (not self._stores.is_own(name), name))
         there = {store_name(location) for location in image["locations"]}
         if not wanted.all_stores and (doubled := there.intersection(targets)):
             raise BadRequest(f"Image is already present at store '{min(doubled)}'")
-        return [zone for zone in targets if zone not in there]
+        return [name for name in targets if name not in there]
 
     def _job(self, request: Request, uuid: str, wanted: Wanted, targets: list[str]) -> Job:
         who, now = request.who, self._images.catalogue.now_us()
@@ -198,14 +198,14 @@ class Imports:
         if job.method == WEB_DOWNLOAD and not self._has_bytes(job):
             await self._download(job)
         problem: GatewayError | None = None
-        for zone in list(job.stores):
+        for store in list(job.stores):
             try:
-                await self._place(job, zone)
+                await self._place(job, store)
             except GatewayError as error:
                 if job.must_succeed:
                     raise
                 problem = error
-                self._note_failure(job, zone, error)
+                self._note_failure(job, store, error)
                 continue
             if not job.must_succeed:
                 await self._register(job)
@@ -227,7 +227,7 @@ class Imports:
         if job.uri is None:
             raise BadRequest("web-download needs a uri")
         async with aclosing(self._web.read(job.uri)) as source:
-            placed = await self._placement.place(job.uuid, self._stores.zone, self._while_wanted(job, source))
+            placed = await self._placement.stage(job.uuid, self._while_wanted(job, source))
         with self._placement.kept([placed["key"]]), self._images.store.transaction(grows=True) as txn:
             self._image(job, txn)
             self.staging.put(txn, job.uuid, placed)
@@ -239,25 +239,25 @@ class Imports:
                 raise NotFound("the image was deleted")
             yield piece
 
-    async def _place(self, job: Job, zone: str) -> None:
+    async def _place(self, job: Job, store: str) -> None:
         """Bring the bytes to one store."""
         staged = self.staging.get(job.uuid)
-        if staged is not None and zone == self._stores.zone:
+        if staged is not None and store == store_name(staged):
             placed = staged
         else:
-            placed = await self._copy(job, staged, zone)
+            placed = await self._copy(job, staged, store)
         with self._placement.kept([placed["key"]]), self._images.store.transaction() as txn:
             self._placement.owned(txn, [placed["key"]])
             job.placed.append(placed)
-            job.stores.remove(zone)
+            job.stores.remove(store)
             self.jobs.save(txn, job)
         await self._images.store.durable()
 
-    async def _copy(self, job: Job, staged: Location | None, zone: str) -> Location:
+    async def _copy(self, job: Job, staged: Location | None, store: str) -> Location:
         image = self._image(job)
         source = Source(image, file=self._data.path(staged["key"])) if staged else await self._image_data.open(image)
         body = self._while_wanted(job, _pieces(source, self._limits.data_chunk_bytes))
-        placed = await self._placement.place(job.uuid, zone, body)
+        placed = await self._placement.place(job.uuid, store, body, staged["size"] if staged else image["size"])
         wanted = staged["sha512"] if staged else image["os_hash_value"]
         with self._placement.kept([placed["key"]]):
             if wanted is not None and placed["sha512"] != wanted:
@@ -289,11 +289,11 @@ class Imports:
             raise Conflict("the image got other data meanwhile: what was imported is dropped")
         return Changes()
 
-    def _note_failure(self, job: Job, zone: str, error: GatewayError) -> None:
-        log.warning("import %s of image %s failed for store %s: %s", job.id, job.uuid, zone, error.message)
-        job.stores.remove(zone)
-        job.failed.append(zone)
-        job.message = f"{zone}: {error.message}"
+    def _note_failure(self, job: Job, store: str, error: GatewayError) -> None:
+        log.warning("import %s of image %s failed for store %s: %s", job.id, job.uuid, store, error.message)
+        job.stores.remove(store)
+        job.failed.append(store)
+        job.message = f"{store}: {error.message}"
         self._save(job)
 
     async def _finish(self, job: Job, problem: str) -> None:

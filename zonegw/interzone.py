@@ -4,7 +4,6 @@ Both sides need a gateway's certificate of the cluster's CA.
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -12,9 +11,9 @@ import aiohttp
 
 from zonegw import tls
 from zonegw.config import Limits, Tls
-from zonegw.data_stores.filesystem import Stored
-from zonegw.errors import DataUnavailable, StorageFull, ZoneAway
-from zonegw.interzone_app import DATA_PATH, IMAGE_HEADER, READY_PATH
+from zonegw.data_stores.interface import DEFAULT_STORE, Digests, Stored
+from zonegw.errors import BadRequest, DataUnavailable, StorageFull, ZoneAway
+from zonegw.interzone_app import DATA_PATH, IMAGE_HEADER, READY_PATH, STORE_HEADER
 
 
 class InterzoneClient:
@@ -25,6 +24,8 @@ class InterzoneClient:
         self._limits = limits
         self._ssl = tls.client_context(files) if files else None
         self._session: aiohttp.ClientSession | None = None
+        # Names of a zone's stores, as it last said itself.
+        self.stores_told: dict[str, list[str]] = {}
 
     async def read(self, zone: str, key: str, offset: int) -> AsyncGenerator[bytes]:
         """The bytes of `key` from `offset` on, from the first gateway of the zone that has them. Raises
@@ -67,35 +68,44 @@ class InterzoneClient:
 
     # Putting bytes into another zone.
 
-    async def write(self, zone: str, key: str, uuid: str, body: AsyncIterator[bytes]) -> Stored:
-        """Put `body` into the zone under `key`, for image `uuid`; it is on the disk there, and its digests are those of
-        what was sent. Raises DataUnavailable, StorageFull, and what `body` raises."""
+    async def write(
+        self, zone: str, key: str, uuid: str, body: AsyncIterator[bytes], store: str | None = None
+    ) -> Stored:
+        """Put `body` into the zone under `key`, for image `uuid`, into the store of that name or the default one; it is
+        durable there, and its digests are those of what was sent. Raises DataUnavailable, StorageFull, BadRequest for a
+        store that is not there, and what `body` raises."""
         endpoint = await self._first_ready(zone)  # a body can be sent once only
         sent = _Sent(key, body)
         try:
             async with asyncio.timeout(None) as watch:
                 url = f"{endpoint}{DATA_PATH}/{key}"
-                found = await self._put(url, endpoint, zone, uuid, self._watched(sent, watch))
+                headers = {IMAGE_HEADER: uuid} | ({STORE_HEADER: store} if store else {})
+                found = await self._put(url, endpoint, zone, headers, self._watched(sent, watch))
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             if sent.problem is not None:
                 raise sent.problem from None
             raise DataUnavailable(f"zone {zone} did not take the data: {error or type(error).__name__}") from error
-        if found != sent.stored():
+        if found != sent.stored(found.store):
             raise DataUnavailable(f"zone {zone} stored other bytes than were sent: they are dropped")
         return found
 
-    async def _put(self, url: str, endpoint: str, zone: str, uuid: str, body: AsyncIterator[bytes]) -> Stored:
+    async def _put(
+        self, url: str, endpoint: str, zone: str, headers: dict[str, str], body: AsyncIterator[bytes]
+    ) -> Stored:
         wait = self._limits.interzone_put_wait_max_s
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._limits.fetch_idle_max_s, sock_read=wait)
-        headers = {IMAGE_HEADER: uuid, "Content-Type": "application/octet-stream"}
+        headers = headers | {"Content-Type": "application/octet-stream"}
         async with self._http().put(url, data=body, headers=headers, ssl=self._ssl or True, timeout=timeout) as answer:
             self._check_zone(answer, endpoint, zone)
             if answer.status == StorageFull.http_status:
                 raise StorageFull(f"zone {zone}: {await answer.text()}")
+            if answer.status == BadRequest.http_status:
+                raise BadRequest(await answer.text())
             if answer.status != 201:
                 raise DataUnavailable(f"zone {zone} answered {answer.status}: {await answer.text()}")
             row = await answer.json()
-        return Stored(url.rpartition("/")[2], row["size"], row["md5"], row["sha512"])
+        # Releases that know one store only don't name it.
+        return Stored(url.rpartition("/")[2], row["size"], row["md5"], row["sha512"], row.get("store", DEFAULT_STORE))
 
     async def _watched(self, sent: "_Sent", watch: asyncio.Timeout) -> AsyncIterator[bytes]:
         """The body, with a deadline for every piece of it, and one for the answer behind the last."""
@@ -140,8 +150,10 @@ class InterzoneClient:
     async def _ready(self, endpoint: str, zone: str) -> AsyncIterator[str]:
         async with self._http().get(endpoint + READY_PATH, ssl=self._ssl or True) as answer:
             self._check_zone(answer, endpoint, zone)
-            if answer.status != 200 or (await answer.json()).get("zone") != zone:
+            told = await answer.json() if answer.status == 200 else {}
+            if told.get("zone") != zone:
                 raise DataUnavailable(f"{endpoint} is not ready for zone {zone}")
+            self.stores_told[zone] = told.get("stores", [DEFAULT_STORE])
             yield endpoint
 
     def _http(self) -> aiohttp.ClientSession:
@@ -161,25 +173,17 @@ class _Sent:
 
     def __init__(self, key: str, body: AsyncIterator[bytes]) -> None:
         self._key = key
-        self._body = body
-        self._size = 0
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._sha512 = hashlib.sha512()
+        self._digests = Digests()
+        self._body = self._digests.passing(body)
         self.problem: Exception | None = None
 
     async def pieces(self) -> AsyncIterator[bytes]:
         try:
             async for piece in self._body:
-                self._size += len(piece)
-                await asyncio.to_thread(self._digest, piece)
                 yield piece
         except Exception as error:
             self.problem = error
             raise
 
-    def _digest(self, piece: bytes) -> None:
-        self._md5.update(piece)
-        self._sha512.update(piece)
-
-    def stored(self) -> Stored:
-        return Stored(self._key, self._size, self._md5.hexdigest(), self._sha512.hexdigest())
+    def stored(self, store: str) -> Stored:
+        return self._digests.stored(self._key, store)

@@ -7,6 +7,7 @@ gateway learns, from the registry, or mints for what it puts here.
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import orjson
 from aiohttp import web
@@ -14,22 +15,25 @@ from aiohttp.typedefs import Handler
 
 from zonegw import tls
 from zonegw.config import Limits
-from zonegw.data_stores.filesystem import FilesystemStore, is_key
+from zonegw.data_stores.interface import is_key
 from zonegw.deposits import Deposits
 from zonegw.errors import DataUnavailable, GatewayError
-from zonegw.file_response import send_file
+from zonegw.file_response import send_file, send_stream
+from zonegw.own_stores import OwnStores
 
 DATA_PATH = "/zonegw/v1/data"
 READY_PATH = "/zonegw/v1/ready"
 # Names the image that bytes are put here for.
 IMAGE_HEADER = "X-Zonegw-Image"
+# Names the store that they are put into, unless that is the zone's to choose.
+STORE_HEADER = "X-Zonegw-Store"
 CALLER = web.RequestKey("caller", str)
 
 
-def build_app(data: FilesystemStore, deposits: Deposits, zone: str, limits: Limits) -> web.Application:
+def build_app(own: OwnStores, deposits: Deposits, limits: Limits) -> web.Application:
     """The listener's application."""
     app = web.Application(middlewares=[_gateways_only])
-    _Handlers(data, deposits, zone, limits).add_routes(app.router)
+    _Handlers(own, deposits, limits).add_routes(app.router)
     return app
 
 
@@ -48,10 +52,9 @@ async def _gateways_only(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 class _Handlers:
-    def __init__(self, data: FilesystemStore, deposits: Deposits, zone: str, limits: Limits) -> None:
-        self._data = data
+    def __init__(self, own: OwnStores, deposits: Deposits, limits: Limits) -> None:
+        self._own = own
         self._deposits = deposits
-        self._zone = zone
         self._limits = limits
         self._streams = 0
 
@@ -62,21 +65,26 @@ class _Handlers:
         router.add_delete(DATA_PATH + "/{key}", self.withdraw)
 
     async def ready(self, request: web.Request) -> web.Response:
-        return web.Response(body=orjson.dumps({"zone": self._zone}), content_type="application/json")
+        told = {"zone": self._own.zone, "stores": self._own.offered}
+        return web.Response(body=orjson.dumps(told), content_type="application/json")
 
     async def read(self, request: web.Request) -> web.StreamResponse:
         key = _key(request)
-        if not self._data.exists(key):
+        found = await self._own.find(key)
+        if found is None:
             raise web.HTTPNotFound(text="no such data here")
         with self._stream():
             headers = {"Content-Type": "application/octet-stream"}
-            return await send_file(request, self._data.path(key), headers, self._limits)
+            if isinstance(found, Path):
+                return await send_file(request, found, headers, self._limits)
+            return await send_stream(request, found.size, headers, found.read, self._limits)
 
     async def put(self, request: web.Request) -> web.Response:
         with self._stream():
             uuid = request.headers.get(IMAGE_HEADER, "")
-            stored = await self._deposits.accept(request[CALLER], uuid, _key(request), self._received(request))
-        found = {"size": stored.size, "md5": stored.md5, "sha512": stored.sha512}
+            body, store = self._received(request), request.headers.get(STORE_HEADER)
+            stored = await self._deposits.accept(request[CALLER], uuid, _key(request), body, store)
+        found = {"size": stored.size, "md5": stored.md5, "sha512": stored.sha512, "store": stored.store}
         return web.Response(status=201, body=orjson.dumps(found), content_type="application/json")
 
     async def withdraw(self, request: web.Request) -> web.Response:

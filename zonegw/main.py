@@ -17,8 +17,9 @@ from zonegw.catalogue import Catalogue
 from zonegw.config import Config
 from zonegw.control_cache import ControlCache
 from zonegw.control_data import ControlData
+from zonegw.control_parked import ControlParked
+from zonegw.control_queue import ControlQueue
 from zonegw.data_cache import DataCache
-from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.data_transfer import Downloads
 from zonegw.deletions import Deletions
 from zonegw.deposits import Deposits
@@ -41,12 +42,16 @@ from zonegw.interzone_app import build_app
 from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
 from zonegw.orphans import Orphans
+from zonegw.own_stores import Origins, OwnStores
+from zonegw.parked import ParkedWrites
 from zonegw.placement import Placement
 from zonegw.prefetch import Prefetch
+from zonegw.retries import Retries
 from zonegw.running_clock import RunningClock
 from zonegw.status import Status
 from zonegw.store import Store, Txn
 from zonegw.stores import Stores
+from zonegw.tenant_set import TenantSet
 from zonegw.undelete import Undelete
 from zonegw.uplink import Uplink
 from zonegw.write_queue import WriteQueue
@@ -81,25 +86,26 @@ class Gateway:
         self.ids = IdPool(limits)
         self.catalogue = Catalogue()
         self._check_identity()
+        with self.store.transaction() as txn:
+            self.queue.index_parked(txn)
         # Bytes: temporary files of an earlier life are removed here.
-        self.data = FilesystemStore(
-            config.data_dir / "data", max_bytes=limits.data_store_max_bytes,
-            disk_reserve_bytes=limits.disk_reserve_bytes, chunk_bytes=limits.data_chunk_bytes,
-        )  # fmt: skip
+        self.own_stores = OwnStores(config)
+        self.data = self.own_stores.local
         self.uplink = Uplink(config)
         self.zones = Zones(self.store, self.uplink, limits)
         self.interzone = InterzoneClient(self.zones.endpoints, config.tls, limits)
+        origins = Origins(self.own_stores.shared, self.interzone)
         self.cached = CachedImages(self.store, self.catalogue.now_us)
         bandwidth = Bandwidth(config.cache.bandwidth_max_bytes_per_s)
-        self.cache = DataCache(config.data_dir / "cache", self.interzone, self.cached, bandwidth, limits)
+        self.cache = DataCache(config.data_dir / "cache", origins, self.cached, bandwidth, limits)
         self.prefetch = Prefetch(self.store, self.catalogue, self.cache, self.cached, config)
         self.images = Images(
             self.store, self.queue, self.ids, self.catalogue, zone=config.zone, gateway=config.gateway, limits=limits,
             policy=config.policy, protections=config.protections,
         )  # fmt: skip
         self.metadefs = metadefs.load(config.metadefs_dir)
-        self.stores = Stores(config.zone, self.zones.with_endpoints, self.interzone, limits)
-        self.placement = Placement(self.store, self.data, self.interzone, config.zone, limits)
+        self.stores = Stores(self.own_stores, self.zones.with_endpoints, self.interzone, limits)
+        self.placement = Placement(self.store, self.own_stores, self.interzone, self.stores.target, limits)
         self.images.on_garbage = self.placement.wake
         self.graves = Graves(RunningClock(self.store), config.deletion)
         self.deletions = Deletions(
@@ -107,11 +113,11 @@ class Gateway:
         )
         self.images.on_unsent_delete = self._deleted
         self.undelete = Undelete(self.images, self.graves, self.deletions, self._has)
-        self.orphans = Orphans(self.store, self.catalogue, self.data, self.placement, limits)
+        self.orphans = Orphans(self.store, self.catalogue, self.own_stores.files(), self.placement, limits)
         with self.store.transaction() as txn:
             self.placement.recover(txn)
-        self.image_data = ImageData(self.images, self.data, self.cache, self.placement, self.stores, limits)
-        self.deposits = Deposits(self.images, self.data)
+        self.image_data = ImageData(self.images, self.own_stores, self.cache, self.placement, self.stores, limits)
+        self.deposits = Deposits(self.images, self.own_stores)
         self.imports = Imports(
             self.images, self.image_data, self.data, self.placement, self.stores, config.imports, limits
         )
@@ -119,7 +125,10 @@ class Gateway:
             self.store, self.queue, self.ids, self.catalogue, self.uplink, config, self.metrics,
             on_deleted=self._acked_delete,
         )  # fmt: skip
-        self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, on_deleted=self._tombstone)
+        self.catalogue.shows = self.images.kept = self.uplink.shows
+        tenants = TenantSet(frozenset(config.tenants), query_max_bytes=limits.tenants_query_max_bytes)
+        self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, tenants, on_deleted=self._tombstone)
+        self.retries = Retries(self.store, self.queue, self.catalogue, limits, on_queued=self.drainer.wake)
         self.feed.on_zone_changed = self.zones.changed
         self.feed.on_removed, self.feed.on_unseen = self._removed, self.deletions.unseen
         self.feed.may_enter, self.feed.on_bootstrapped = self.drainer.may_enter, self._bootstrapped
@@ -147,7 +156,7 @@ class Gateway:
                 log.error("this is not the disk that the ID blocks were granted to: %d IDs sealed", lost)
 
     async def _has(self, location: dict[str, Any]) -> bool:
-        return self.data.exists(location["key"])
+        return await self.own_stores.held(location["store"], location["key"]) is not None
 
     def _bootstrapped(self) -> None:
         self.drainer.wake()
@@ -188,7 +197,7 @@ class Gateway:
         # Listeners before the uplink: the zone answers at once, whatever the registry does.
         self.address = await self._listen(self._images_app(), self.config.listen, None)
         if self.config.interzone_listen and self.config.tls:
-            app = build_app(self.data, self.deposits, self.config.zone, self.config.limits)
+            app = build_app(self.own_stores, self.deposits, self.config.limits)
             context = tls.server_context(self.config.tls)
             self.interzone_address = await self._listen(app, self.config.interzone_listen, context)
         await self._serve_operators()
@@ -209,6 +218,7 @@ class Gateway:
             "imports": self.imports.run(),
             "deletions": self.deletions.run(),
             "prefetch": self.prefetch.run(),
+            "retries": self.retries.run(),
         }
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -226,6 +236,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.cache.close()
         await self.interzone.close()
+        await self.own_stores.close()
         await self.uplink.close()
         self.store.close()
 
@@ -237,10 +248,12 @@ class Gateway:
         await web.SockSite(runner, control.listening(self.config.data_dir)).start()
 
     def _control_app(self) -> web.Application:
+        parked = ParkedWrites(self.images, self.retries, self.feed.confirmed)
         nouns: list[control.Noun] = [
+            ControlParked(parked), ControlQueue(self.store, self.queue, self.ids, self.retries),
             ControlCache(self.images, self.cache, self.cached, self.prefetch),
             ControlData(self.images, self.orphans, self.graves, self.undelete),
-        ]
+        ]  # fmt: skip
         return control.build_app(nouns, self.config.limits)
 
     async def _listen(self, app: web.Application, address: tuple[str, int], ssl: Any) -> tuple[str, int]:

@@ -13,6 +13,7 @@ _GAUGES = {
     "queue_oldest_seconds": "Age of the oldest pending write",
     "parked": "Parked writes",
     "ids_on_hand": "Image numbers on hand",
+    "ids_low": "1 while the image numbers on hand are few for the rate at which they are taken",
     "runway_seconds": "How long the image numbers last at the current rate; -1 when nothing was taken",
     "feed_revision": "Revision that the catalogue has reached",
     "catalogue_images": "Images in the catalogue",

@@ -1,4 +1,4 @@
-"""Orphans: bytes in the own data store that nothing in the metadata store mentions.
+"""Orphans: bytes in the own data stores, those with files, that nothing in the metadata store mentions.
 
 Whatever row mentions a key owns it, so that a table which is new is not forgotten here. Rows move while they are
 looked through, a few at a time; the tables are taken in the order in which a key moves through them, and what goes back
@@ -10,16 +10,17 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 from uuid import UUID
 
 from zonegw.catalogue import Catalogue
 from zonegw.config import Limits
-from zonegw.data_stores.filesystem import FilesystemStore, is_key
+from zonegw.data_stores.filesystem import FilesystemStore
+from zonegw.data_stores.interface import is_key
 from zonegw.errors import BadRequest, Conflict, NotFound
-from zonegw.placement import DEFAULT_STORE, Placement
+from zonegw.placement import Placement
 from zonegw.store import TABLES, Store, Txn, unpack
 
 _KEY = re.compile(rb"[0-9a-f]{32}")
@@ -42,6 +43,7 @@ _IN_ORDER = ("parked", "queue", "parked", "overlay", "catalogue", "unseen", "gra
 class Orphan:
     """Bytes without an owner; `image` as it was last known, where a resync missed it and the registry knows it not."""
 
+    store: str
     key: str
     size: int
     age_s: float
@@ -52,12 +54,12 @@ class Orphans:
     """Finds and deletes them."""
 
     def __init__(
-        self, store: Store, catalogue: Catalogue, data: FilesystemStore, placement: Placement, limits: Limits,
+        self, store: Store, catalogue: Catalogue, files: list[FilesystemStore], placement: Placement, limits: Limits,
         *, now_s: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store = store
         self._catalogue = catalogue
-        self._data = data
+        self._files = files
         self._placement = placement
         self._limits = limits
         self._now_s = now_s
@@ -86,7 +88,7 @@ class Orphans:
             for orphan in orphans:
                 if orphan.image is not None:
                     txn.delete("unseen", UUID(orphan.image["uuid"]).bytes)
-                row = {"since_us": self._catalogue.now_us(), "store": DEFAULT_STORE}
+                row = {"since_us": self._catalogue.now_us(), "store": orphan.store}
                 txn.put_row("garbage", orphan.key.encode(), row)
         self._placement.wake()
         await self._store.durable()
@@ -111,14 +113,17 @@ class Orphans:
         return (older_than_h or least) * 3600
 
     def _listed(self, directory: str, age_s: float) -> dict[str, Orphan]:
-        """Old files of one directory of the data store; in a worker thread."""
-        path, now = self._data.directory / directory, self._now_s()
+        """Old files of one directory of each store; in a worker thread."""
+        found = (orphan for store in self._files for orphan in self._listed_in(store, directory))
+        return {orphan.key: orphan for orphan in found if orphan.age_s >= age_s}
+
+    def _listed_in(self, store: FilesystemStore, directory: str) -> list[Orphan]:
+        path, now = store.directory / directory, self._now_s()
         if not path.is_dir():
-            return {}
+            return []
         with os.scandir(path) as entries:
             files = [(entry.name, entry.stat()) for entry in entries if is_key(entry.name)]
-        ages = ((name, stat.st_size, now - stat.st_mtime) for name, stat in files)
-        return {name: Orphan(name, size, age) for name, size, age in ages if age >= age_s}
+        return [Orphan(store.name, name, stat.st_size, now - stat.st_mtime) for name, stat in files]
 
     async def _without_owner(self, candidates: dict[str, Orphan]) -> list[Orphan]:
         if not candidates:
@@ -159,7 +164,7 @@ class Orphans:
         for location in image["locations"]:
             orphan = candidates.get(location["key"])
             if orphan is not None and row["fate"] == "unknown":
-                candidates[orphan.key] = Orphan(orphan.key, orphan.size, orphan.age_s, image)
+                candidates[orphan.key] = replace(orphan, image=image)
             else:
                 candidates.pop(location["key"], None)
 

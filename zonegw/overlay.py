@@ -7,6 +7,8 @@ Row: {"base": the image as the last ack returned it, or None; "acked": highest r
 Patch: {"position", "kind": create | update | delete, "state": pending | parked | acked, "time": µs,
         "image" (create), "set", "unset", "add_locations", "remove_locations" and, where it is about members,
         "set_members", "remove_members" (update), "revision" (acked)}
+Many updates are folded (`folding`): one patch then stands for the positions "first" to "position", with "writers" and
+"fresh_members".
 
 What a reader sees is the newer, by version, of the catalogue's image and the acked one, with the patches laid over it.
 An acked write is not applied a second time: its result replaces it. The row goes when the catalogue has reached
@@ -14,6 +16,8 @@ An acked write is not applied a second time: its result replaces it. The row goe
 """
 
 from typing import Any
+
+from zonegw import folding
 
 # Own writes of one image between two moments at which the catalogue has caught up; older ones then count as others'.
 OWN_VERSIONS_MAX = 256
@@ -109,8 +113,9 @@ def _members(members: Row, patch: Row) -> Row:
     given, time = patch.get("set_members"), patch["time"]
     if given:
         fresh = {"status": "pending", "can_share": False, "created_at": time}
+        old = {project: member for project, member in members.items() if project not in patch.get("fresh_members", ())}
         members = members | {
-            project: {**members.get(project, fresh), **fields, "updated_at": time} for project, fields in given.items()
+            project: {**old.get(project, fresh), **fields, "updated_at": time} for project, fields in given.items()
         }
     if removed := patch.get("remove_members"):
         members = {project: member for project, member in members.items() if project not in removed}
@@ -130,28 +135,50 @@ def acknowledge(row: Row, position: int, revision: int, version: int | None, ima
     row["acked"] = max(row["acked"], revision)
     if version is not None:
         row["own_versions"] = [*row["own_versions"], version][-OWN_VERSIONS_MAX:]
-    patch = next((p for p in row["patches"] if p["position"] == position), None)
+    patch = _holding(row, position)
     if patch is None:
         return
     if patch["kind"] == "delete":
         row["deleted"], row["base"] = True, None
     elif image is not None:
         row["base"] = newest(row["base"], image)
-    else:
+    elif not folding.is_folded(patch):
         patch |= {"state": "acked", "revision": revision}
         return
-    row["patches"].remove(patch)
+    remove(row, position)
 
 
 def park(row: Row, position: int) -> None:
     """The write at `position` is parked: it stays laid over a parked create, else the registry's image shows again."""
     here = created(row)
     if here is None or here["position"] > position:
-        row["patches"] = [p for p in row["patches"] if p["position"] != position]
+        remove(row, position)
         return
     for patch in row["patches"]:
         if patch["position"] == position:
             patch["state"] = "parked"
+
+
+def remove(row: Row, position: int) -> None:
+    """The write at `position`, the oldest of its patch, is not laid over the image any more."""
+    patch = _holding(row, position)
+    if patch is None:
+        return
+    if patch["position"] == position:
+        row["patches"].remove(patch)
+    else:
+        folding.take_out(patch, position)
+
+
+def _holding(row: Row, position: int) -> Row | None:
+    """The patch that the write at `position` is in."""
+    return next((p for p in row["patches"] if p.get("first", p["position"]) <= position <= p["position"]), None)
+
+
+def lay_before_parked(row: Row, patch: Row) -> None:
+    """A parked write is pending again: what is still parked behind it comes later."""
+    states = [one["state"] for one in row["patches"]]
+    row["patches"].insert(states.index("parked") if "parked" in states else len(states), patch)
 
 
 def adopt(row: Row, registered: Image) -> None:
@@ -160,6 +187,11 @@ def adopt(row: Row, registered: Image) -> None:
     here = created(row)
     if here is not None and here["state"] == "parked" and same_create(here["image"], registered):
         row["patches"] = [patch for patch in row["patches"] if patch["state"] != "parked"]
+
+
+def is_pending(row: Row) -> bool:
+    """Whether a write of it waits for the registry's verdict."""
+    return any(patch["state"] == "pending" for patch in row["patches"])
 
 
 def reached(row: Row, revision: int) -> bool:

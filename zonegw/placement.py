@@ -1,4 +1,4 @@
-"""Placement: bring the bytes of an image into a store, which is this zone's data store or another zone's.
+"""Placement: bring the bytes of an image into a store, which is one of this zone's or another zone's.
 
 The key is noted, durably, before the first byte is written or sent. The note goes in the transaction in which somebody
 comes to own the bytes; what is noted and has no owner after a failure or a crash is garbage. Garbage in another zone is
@@ -12,32 +12,37 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from zonegw.config import Limits
-from zonegw.data_stores.filesystem import FilesystemStore, Stored, gather, mint_key
-from zonegw.errors import BadRequest, BodyTooLarge, DataUnavailable
+from zonegw.data_stores.interface import DEFAULT_STORE, Stored, gather, mint_key
+from zonegw.errors import BadRequest, BodyTooLarge, DataUnavailable, GatewayError
+from zonegw.own_stores import OwnStores
 from zonegw.store import Store, Txn
 
 log = logging.getLogger(__name__)
 
 Location = dict[str, Any]
-DEFAULT_STORE = "default"
+# A store by its zone and its name there; without a name it is the one that the zone puts data into by default.
+Target = tuple[str, str | None]
 
 
 class Far(Protocol):
     """The way to other zones' data stores."""
 
-    async def write(self, zone: str, key: str, uuid: str, body: AsyncIterator[bytes]) -> Stored: ...
+    async def write(
+        self, zone: str, key: str, uuid: str, body: AsyncIterator[bytes], store: str | None = None
+    ) -> Stored: ...
 
     async def withdraw(self, zone: str, key: str) -> None: ...
 
 
 class Placement:
-    """`uploads` and `far_garbage` by key; rows of other zones' bytes have a "zone"."""
+    """`uploads`, `garbage` and `far_garbage` by key; rows of other zones' bytes have a "zone", those of own ones the
+    "store". `target` tells where the store lies that a client chose by its name."""
 
-    def __init__(self, store: Store, data: FilesystemStore, far: Far, zone: str, limits: Limits) -> None:
+    def __init__(self, store: Store, own: OwnStores, far: Far, target: Callable[[str], Target], limits: Limits) -> None:
         self._store = store
-        self._data = data
+        self._own = own
         self._far = far
-        self._zone = zone
+        self._target = target
         self._limits = limits
         # Gets key and row of own bytes that are gone, in the transaction that forgets them.
         self.on_removed: Callable[[Txn, bytes, Any], None] = lambda txn, key, row: None
@@ -45,27 +50,39 @@ class Placement:
         self._far_garbage = asyncio.Event()
 
     async def place(
-        self, uuid: str, zone: str, body: AsyncIterator[bytes], size: int | None = None, md5: str | None = None
+        self, uuid: str, store: str, body: AsyncIterator[bytes], size: int | None = None, md5: str | None = None
     ) -> Location:
-        """Bring `body`, of which `size` and `md5` were announced, to the disk of `zone`; returns the location, which
-        the caller gives an owner (`owned`). What ends this early leaves nothing behind."""
-        key = mint_key()
-        await self._note(uuid, key, zone)
-        with self.kept([key]):
-            stored = await self._write(uuid, zone, key, bounded(body, self._limits.image_max_bytes))
-            _check_announced(stored, size, md5)
-            return location(zone, stored)
+        """Bring `body`, of which `size` and `md5` were announced, into the store of that name; returns the location,
+        which the caller gives an owner (`owned`). What ends this early leaves nothing behind."""
+        return await self._place(uuid, self._target(store), body, size, md5)
 
-    async def _note(self, uuid: str, key: str, zone: str) -> None:
-        row = {"uuid": uuid} if zone == self._zone else {"uuid": uuid, "zone": zone}
+    async def stage(self, uuid: str, body: AsyncIterator[bytes], size: int | None = None) -> Location:
+        """Bring `body` into files of this gateway."""
+        return await self._place(uuid, (self._own.zone, self._own.local.name), body, size, None)
+
+    async def _place(
+        self, uuid: str, target: Target, body: AsyncIterator[bytes], size: int | None, md5: str | None
+    ) -> Location:
+        key = mint_key()
+        await self._note(uuid, key, target)
+        with self.kept([key]):
+            body = bounded(body, self._limits.image_max_bytes)
+            stored = await self._write(uuid, target, key, body, size)
+            _check_announced(stored, size, md5)
+            return location(target[0], stored)
+
+    async def _note(self, uuid: str, key: str, target: Target) -> None:
+        zone, store = target
+        row = {"uuid": uuid} | ({"store": store} if zone == self._own.zone else {"zone": zone})
         with self._store.transaction(grows=True) as txn:
             txn.put_row("uploads", key.encode(), row)
         await self._store.durable()
 
-    async def _write(self, uuid: str, zone: str, key: str, body: AsyncIterator[bytes]) -> Stored:
-        if zone == self._zone:
-            return await self._data.write(key, body)
-        return await self._far.write(zone, key, uuid, gather(body, self._limits.data_chunk_bytes))
+    async def _write(self, uuid: str, target: Target, key: str, body: AsyncIterator[bytes], size: int | None) -> Stored:
+        zone, store = target
+        if zone == self._own.zone:
+            return await self._own.get(store or self._own.default).write(key, body, size)
+        return await self._far.write(zone, key, uuid, gather(body, self._limits.data_chunk_bytes), store)
 
     @staticmethod
     def owned(txn: Txn, keys: Iterable[str]) -> None:
@@ -94,7 +111,7 @@ class Placement:
         if zone := row.get("zone"):
             txn.put_row("far_garbage", key, {"zone": zone})
         else:
-            txn.put_row("garbage", key, {"since_us": 0})
+            txn.put_row("garbage", key, {"since_us": 0, "store": row.get("store", DEFAULT_STORE)})
 
     def recover(self, txn: Txn) -> int:
         """At start: bytes of uploads that a crash cut off belong to nobody; returns how many there are."""
@@ -111,12 +128,21 @@ class Placement:
         self._far_garbage.set()
 
     async def remove_garbage(self) -> None:
-        """For ever: remove own bytes that were listed for it, and only then the note of them."""
+        """For ever: remove own bytes that were listed for it, and only then the note of them; a store that is away is
+        asked again."""
         while True:
             self._garbage.clear()
+            away: set[str] = set()
             for key in await self._listed("garbage"):
-                await self._remove(key)
-            await self._garbage.wait()
+                await self._remove(key, away)
+            await self._woken(self._garbage, retry=bool(away))
+
+    async def _woken(self, listed: asyncio.Event, *, retry: bool) -> None:
+        try:
+            async with asyncio.timeout(self._limits.far_garbage_retry_s if retry else None):
+                await listed.wait()
+        except TimeoutError:
+            return
 
     async def _listed(self, table: str) -> list[str]:
         listed = [key.decode() for key, _ in self._store.read().scan(table)]
@@ -124,11 +150,15 @@ class Placement:
         await self._store.durable()
         return listed
 
-    async def _remove(self, key: str) -> None:
+    async def _remove(self, key: str, away: set[str]) -> None:
+        name = self._store.read().row("garbage", key.encode()).get("store", DEFAULT_STORE)
+        if name in away:
+            return
         try:
-            await self._data.delete(key)
-        except OSError as error:
-            log.error("bytes %s can't be removed (%s); tried again after the next delete", key, error)
+            await self._own.get(name).delete(key)
+        except (OSError, GatewayError) as error:
+            log.error("bytes %s can't be removed from store %s now (%s); tried again", key, name, error)
+            away.add(name)
             return
         with self._store.transaction() as txn:
             row = txn.row("garbage", key.encode())
@@ -165,7 +195,7 @@ class Placement:
 def location(zone: str, stored: Stored) -> Location:
     """As the registry takes it."""
     return {
-        "zone": zone, "store": DEFAULT_STORE, "key": stored.key, "size": stored.size, "md5": stored.md5,
+        "zone": zone, "store": stored.store, "key": stored.key, "size": stored.size, "md5": stored.md5,
         "sha512": stored.sha512, "status": "active",
     }  # fmt: skip
 

@@ -14,11 +14,12 @@ from uuid import uuid4
 from zonegw import store_identity
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
-from zonegw.errors import RegistryAway, RegistryRefused
+from zonegw.errors import RegistryRefused
 from zonegw.id_pool import IdPool
+from zonegw.parking import Parking
 from zonegw.rewind import Contradiction, Rewind
 from zonegw.store import Store
-from zonegw.write_queue import PendingWrite, Session, WriteQueue
+from zonegw.write_queue import Session, WriteQueue
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,10 @@ class Sessions:
         self._link = link
         self._config = config
         self._opened = False
+        self._grant_at = 0.0
+        self.grant_error: str | None = None
         self.rewind = Rewind(store, queue, catalogue, config.limits)
+        self.parking = Parking(store, queue, catalogue, config.limits)
 
     def reopen(self) -> None:
         """Compare accounts before anything else is sent."""
@@ -117,41 +121,47 @@ class Sessions:
         return session
 
     async def _fill_pool(self, session: Session) -> None:
-        """Ask for IDs until the runway is on hand."""
+        """Ask for IDs until the runway is on hand. A registry that refuses them takes writes all the same: creates go
+        on without numbers then, and it is asked again later."""
         wanted = self._ids.wanted(self._store.read())
-        while wanted is not None:
-            grant = await refusing_fence(
-                self._link.grant_block(
-                    gateway=self._config.gateway, session=session.uuid, size=wanted, token=session.token or 0
-                )
-            )
+        while wanted is not None and time.monotonic() >= self._grant_at:
             try:
-                with self._store.transaction() as txn:
-                    self._ids.add(txn, grant["first"], grant["last"], grant["token"])
-                    store_identity.record(txn, self._store.directory)
-            except ValueError as error:
-                raise RegistryAway(str(error)) from error
+                await self._fill(session, wanted)
+                self.grant_error = None
+            except (RegistryRefused, ValueError) as error:
+                self.grant_error = f"no image numbers are granted: {error}"
+                self._grant_at = time.monotonic() + self._config.limits.retry_delay_max_s
+                log.error("%s", self.grant_error)
             wanted = self._ids.wanted(self._store.read())
 
-    def lose(self, reason: str) -> list[PendingWrite]:
-        """Seal the IDs, park everything pending, start a new session: one transaction. What was parked."""
+    async def _fill(self, session: Session, size: int) -> None:
+        """Put one block on hand. Raises ValueError for one that can't be."""
+        grant = await refusing_fence(
+            self._link.grant_block(
+                gateway=self._config.gateway, session=session.uuid, size=size, token=session.token or 0
+            )
+        )
+        with self._store.transaction() as txn:
+            self._ids.add(txn, grant["first"], grant["last"], grant["token"])
+            store_identity.record(txn, self._store.directory)
+
+    def lose(self, reason: str) -> None:
+        """Seal the IDs, have all that is pending parked, start a new session: one transaction, whose size does not
+        depend on how much is pending."""
         session = self._session()
         with self._store.transaction() as txn:
-            lost_ids = self._ids.seal(txn, reason)
-            parked = self._queue.park_all(txn, {"code": "session_lost", "message": reason})
-            for write in parked:
-                self._catalogue.park(txn, write.uuid, write.position)
+            lost_ids, pending = self._ids.seal(txn, reason), self._queue.depth(txn)
+            self.parking.lose(txn, {"code": "session_lost", "message": reason, "session": session.uuid})
             losses = txn.row("meta", b"losses") or []
             losses.append({
                 "session": session.uuid, "ordinal": session.ordinal, "reason": reason, "at_us": time.time_ns() // 1000,
-                "parked": len(parked), "ids_given_up": lost_ids,
+                "parked": pending, "ids_given_up": lost_ids,
             })  # fmt: skip
             txn.put_row("meta", b"losses", losses[-LOSSES_MAX:])
             of_the_epoch = {name: getattr(session, name) for name in _OF_THE_EPOCH}
             self._queue.save_session(txn, Session(str(uuid4()), session.ordinal + 1, **of_the_epoch))
         self._opened = False
-        log.error("session lost (%s): %d pending writes parked, %d IDs sealed", reason, len(parked), lost_ids)
-        return parked
+        log.error("session lost (%s): %d pending writes will be parked, %d IDs sealed", reason, pending, lost_ids)
 
 
 async def refusing_fence(call: Awaitable[Any]) -> Any:

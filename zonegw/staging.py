@@ -44,7 +44,7 @@ class Staging:
             raise Unavailable("too many images wait for their import (limits.staged_images_max)")
         self._under_way.add(uuid)
         try:
-            placed = await self._placement.place(uuid, self._images.zone, body, size)
+            placed = await self._placement.stage(uuid, body, size)
             with self._placement.kept([placed["key"]]), self._images.store.transaction(grows=True) as txn:
                 image = self._images.writable(txn, request.who, uuid, "stage_image")
                 self._check(image, "uploading")  # another gateway's upload may have been first

@@ -32,6 +32,9 @@ class Draining(Protocol):
     last_error: str | None
     rewind: Rewind
 
+    @property
+    def grant_error(self) -> str | None: ...
+
 
 @dataclass(slots=True)
 class Status:
@@ -104,6 +107,7 @@ class Status:
             "staleness_s": self.staleness_s(), "feed_position": self.cursor(), "feed_resyncs": self.feed.resyncs,
             "catalogue_images": self.catalogue.count(read), "queue_depth": self.queue.depth(read),
             "queue_oldest_s": self._oldest_s(), "parked": self.queue.parked_count(read),
+            "ids_low": self.ids.low(read),
             "ids_on_hand": runway.numbers, "runway_s": runway.seconds, "id_rate_per_s": runway.rate_per_s,
             "block": {name: live[name] for name in ("first", "last", "next")} if live else None,
             "sealed_blocks": sum(1 for b in self.ids.blocks(read) if b["sealed"]),
@@ -120,7 +124,8 @@ class Status:
             "errors": {
                 name: error
                 for name, error in (
-                    ("uplink", self.link.last_error), ("drain", self.drainer.last_error), ("feed", self.feed.last_error)
+                    ("uplink", self.link.last_error), ("drain", self.drainer.last_error),
+                    ("feed", self.feed.last_error), ("ids", self.drainer.grant_error),
                 )
                 if error
             },

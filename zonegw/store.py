@@ -29,7 +29,7 @@ FORMAT = 1
 EXIT_STORAGE = 74
 TABLES = (
     "meta", "catalogue", "numbers", "overlay", "listing", "queue", "retained", "parked", "uploads", "garbage", "cache",
-    "far_garbage", "deposits", "staged", "imports", "deleted",
+    "far_garbage", "deposits", "staged", "imports", "deleted", "outside", "folded", "parked_images", "renumbered",
     "unseen", "confirmations", "graves", "graves_due", "undeleted",
 )  # fmt: skip
 

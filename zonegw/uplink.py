@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raftreg import errors, wire
-from raftreg.client import Client, client_ssl_context
+from raftreg.client import Client, FeedFilter, client_ssl_context
 from zonegw.config import Config
 from zonegw.errors import FeedGone, RegistryAway, RegistryRefused
 
@@ -37,8 +37,11 @@ class Uplink:
         context = client_ssl_context(tls.ca, tls.cert, tls.key) if tls else None
         # A registry without TLS, which only a loopback one may be, takes the names from headers.
         names = {wire.HEADER_ZONE: config.zone, wire.HEADER_GATEWAY: config.gateway}
-        deadline_s = config.limits.uplink_deadline_s
-        self._client = Client(config.endpoints, ssl=context, deadline_s=deadline_s, headers=None if tls else names)
+        self._client = Client(
+            config.endpoints, ssl=context, headers=None if tls else names, deadline_s=self._limits.uplink_deadline_s,
+            attempt_s=self._limits.uplink_attempt_s, connect_s=self._limits.uplink_connect_s,
+        )  # fmt: skip
+        self._wanted = FeedFilter(tenants=frozenset(config.tenants))
         self._failures = config.limits.heartbeat_failures_max
         self._registered = False
         self.last_error: str | None = "the registry was not reached yet"
@@ -61,21 +64,22 @@ class Uplink:
         """For ever: register once, then send heartbeats."""
         while True:
             try:
-                async with asyncio.timeout(self._limits.heartbeat_deadline_s):
-                    await self._beat()
+                # A link that is down gets the time that a far registry needs: connections and registration are to come.
+                deadline_s = self._limits.heartbeat_deadline_s if self.up else self._limits.uplink_deadline_s
+                async with asyncio.timeout(deadline_s):
+                    await self._beat(deadline_s)
                 self._settle(None)
             except (RegistryAway, RegistryRefused, TimeoutError) as error:
                 self._settle(str(error) or "no answer in time")
             await asyncio.sleep(self._limits.heartbeat_interval_s)
 
-    async def _beat(self) -> None:
+    async def _beat(self, deadline_s: float) -> None:
         with _translated():
             zone, gateway = self._config.zone, self._config.gateway
             if not self._registered:
                 await self._client.register_zone(zone)
                 await self._client.register_gateway(zone, gateway, self._config.advertise or "")
                 self._registered = True
-            deadline_s = self._limits.heartbeat_deadline_s
             await self._client.heartbeat(zone, gateway, level=FEATURE_LEVEL, deadline_s=deadline_s)
 
     def _settle(self, error: str | None) -> None:
@@ -84,7 +88,7 @@ class Uplink:
         self.last_error = error
         if was != self.up:
             self.down_since = time.time()
-            self._registered = False
+            self._registered = self._registered and self.up
             log.warning("uplink is %s%s", "up" if self.up else "down: ", error or "")
             for listener in self.on_change:
                 listener(self.up)
@@ -121,15 +125,26 @@ class Uplink:
             return await self._client.zones()
 
     async def bootstrap(self) -> AsyncIterator[dict[str, Any]]:
-        """Chunks of the registry's images; each has "images" and "start", an (epoch, revision)."""
+        """Chunks of the registry's images, as far as the tenant set has them; each has "images" and "start", an (epoch,
+        revision)."""
         with _translated():
-            async for chunk in self._client.bootstrap():
+            async for chunk in self._client.bootstrap(wanted=self._wanted):
                 yield chunk | {"start": _position(chunk["start"])}
 
-    async def changes(self, position: tuple[int, int]) -> AsyncIterator[dict[str, Any]]:
-        """Changes and heartbeats after `position`, each with "position". Raises FeedGone when resync is needed."""
+    def shows(self, image: dict[str, Any]) -> bool:
+        """Whether bootstrap and feed bring this image."""
+        return self._wanted.shows(image)
+
+    async def changes(
+        self, position: tuple[int, int], widened_from: frozenset[str] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Changes, "gone" and heartbeats after `position`, each with "position"; before them, where the tenant set was
+        `widened_from` a smaller one, "image" for each that is new with it, and "filled". Raises FeedGone when resync is
+        needed."""
+        known = None if widened_from is None else FeedFilter(tenants=widened_from)
+        after = str(wire.Cursor(*position))
         with _translated():
-            async for message in self._client.changes(str(wire.Cursor(*position))):
+            async for message in self._client.changes(after, wanted=self._wanted, widened_from=known):
                 yield message | {"position": _position(message["cursor"])}
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
+from uuid import UUID
 
 from zonegw.config import Limits
 from zonegw.errors import StorageFull
@@ -79,6 +80,7 @@ class WriteQueue:
     def __init__(self, limits: Limits, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
         self._limits = limits
         self._now_us = now_us
+        self.depth_max = limits.queue_depth_max
 
     # Enqueue and read.
 
@@ -86,7 +88,7 @@ class WriteQueue:
         self, txn: Txn, uuid: str, command: dict[str, Any], create_position: int | None = None, *, epoch: int = 0
     ) -> int:
         """Queue `command` about image `uuid`; `create_position` is its create, where that is still pending."""
-        if txn.count("queue") >= self._limits.queue_depth_max:
+        if txn.count("queue") >= self.depth_max:
             raise StorageFull("the write-ahead queue is full (limits.queue_depth_max) until the registry is back")
         position = self.highest_position(txn) + 1
         txn.put("meta", b"queue.highest", u64(position))
@@ -167,63 +169,54 @@ class WriteQueue:
         self._consume(txn, session, write, result)
 
     def park(
-        self, txn: Txn, session: Session, write: PendingWrite, reason: dict[str, Any],
-        of_image: Iterable[int] | None = None,
-    ) -> list[PendingWrite]:  # fmt: skip
-        """The registry refused `write`: it is parked with the later writes of its image that were never sent.
-
-        `of_image` are the positions of the image's writes, where they are known: looking through a long queue for
-        each refusal of a batch would hold up every request.
-        """
+        self, txn: Txn, session: Session, write: PendingWrite, reason: dict[str, Any], behind: int | None = None
+    ) -> None:
+        """The registry refused `write`: it is parked, where its image's create is parked too `behind` that."""
         self._consume(txn, session, write)
-        return self._park_chain(txn, write, reason, of_image)
+        self._move_to_parked(txn, write, reason, behind, session.uuid)
 
-    def _park_chain(
-        self, txn: Txn, write: PendingWrite, reason: dict[str, Any], of_image: Iterable[int] | None = None
-    ) -> list[PendingWrite]:
+    def park_behind(self, txn: Txn, head: int, positions: Iterable[int]) -> list[PendingWrite]:
+        """Park those writes of an image, at `positions`, that were never sent: they were to follow a parked one."""
+        found = (self.get(txn, position) for position in positions)
+        chain = [write for write in found if write is not None and write.sequence is None]
+        for write in chain:
+            self._move_to_parked(txn, write, PARKED_BEHIND, head, None)
+        return chain
+
+    def park_lost(self, txn: Txn, write: PendingWrite, reason: dict[str, Any]) -> int:
+        """Park a write whose session was lost, as `reason` tells under "session": behind what was parked of its image
+        for the same reason. Returns the position of the first one."""
+        last = next(self._parked_of(txn, write.uuid, reverse=True), None)
+        first = None if last is None else self.parked_at(txn, last["behind"] or last["write"]["position"])
+        same = first is not None and first["reason"].get("session") == reason["session"]
+        head: int | None = first["write"]["position"] if first is not None and same else None
+        self._move_to_parked(txn, write, reason, head, reason["session"])
+        return head or write.position
+
+    def _move_to_parked(
+        self, txn: Txn, write: PendingWrite, reason: dict[str, Any], behind: int | None, session: str | None
+    ) -> None:
         txn.delete("queue", u64(write.position))
-        self._put_parked(txn, write, reason, behind=None)
-        chain = [later for later in self._behind(txn, write, of_image) if later.sequence is None]
-        for later in chain:
-            txn.delete("queue", u64(later.position))
-            self._put_parked(
-                txn, later, {"code": "parked_behind", "message": "an earlier write is parked"}, write.position
-            )
-        return [write, *chain]
-
-    def _behind(self, txn: Txn, write: PendingWrite, of_image: Iterable[int] | None) -> list[PendingWrite]:
-        """Pending writes of the same image behind `write`, in order."""
-        if of_image is None:
-            return [later for later in self.pending(txn, write.position) if later.uuid == write.uuid]
-        found = (self.get(txn, position) for position in sorted(of_image) if position > write.position)
-        return [later for later in found if later is not None]
+        self._put_parked(txn, write, reason, behind, session)
 
     def refuse(self, txn: Txn, session: Session, write: PendingWrite) -> None:
         """The registry refused a write that nobody was told is done: its client hears it, nothing is kept."""
         self._consume(txn, session, write)
 
-    def retract(self, txn: Txn, session: Session, write: PendingWrite, reason: dict[str, Any]) -> list[PendingWrite]:
+    def retract(self, txn: Txn, session: Session, write: PendingWrite, reason: dict[str, Any]) -> None:
         """The registry surely took neither `write` nor what came behind: park it, give the others new sequences."""
         self._unsend(txn, write.position)
         session.highest_sequence, session.highest_hash = session.acked_sequence, session.acked_hash
         self.save_session(txn, session)
-        return self._park_chain(txn, write, reason)
+        self._move_to_parked(txn, write, reason, None, session.uuid)
 
     def park_new(self, txn: Txn, uuid: str, command: dict[str, Any], behind: int) -> int:
         """Park a write about a parked image at once: it follows its chain."""
         position = self.highest_position(txn) + 1
         txn.put("meta", b"queue.highest", u64(position))
         write = PendingWrite(position, uuid, command, self._now_us())
-        self._put_parked(txn, write, PARKED_BEHIND, behind)
+        self._put_parked(txn, write, PARKED_BEHIND, behind, None)
         return position
-
-    def park_all(self, txn: Txn, reason: dict[str, Any]) -> list[PendingWrite]:
-        """The session is lost: every pending write is parked."""
-        writes = list(self.pending(txn))
-        for write in writes:
-            txn.delete("queue", u64(write.position))
-            self._put_parked(txn, write, reason, behind=None)
-        return writes
 
     def _consume(self, txn: Txn, session: Session, write: PendingWrite, result: dict[str, Any] | None = None) -> None:
         """`result` is the ack; of a refused write only sequence and hash are retained."""
@@ -240,17 +233,54 @@ class WriteQueue:
         }  # fmt: skip
         txn.put_row("retained", u64(write.position), row)
 
-    def _put_parked(self, txn: Txn, write: PendingWrite, reason: dict[str, Any], behind: int | None) -> None:
-        row = {"write": _fields(write), "reason": reason, "behind": behind, "parked_us": self._now_us()}
+    def _put_parked(
+        self, txn: Txn, write: PendingWrite, reason: dict[str, Any], behind: int | None, session: str | None
+    ) -> None:
+        row = {
+            "write": _fields(write), "reason": reason, "behind": behind, "parked_us": self._now_us(),
+            "session": session,
+        }  # fmt: skip
         txn.put_row("parked", u64(write.position), row)
+        txn.put("parked_images", UUID(write.uuid).bytes + u64(write.position), b"")
 
-    def parked(self, txn: Txn) -> Iterator[dict[str, Any]]:
-        """Parked writes in order: {"write", "reason", "behind", "parked_us"}."""
-        for _, data in txn.scan("parked"):
+    def parked(self, txn: Txn, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Parked writes in order: {"write", "reason", "behind", "parked_us", "session"}; the session is the one in
+        which the write was refused, where it was sent."""
+        for _, data in txn.scan("parked", u64(after + 1)):
             yield unpack(data)
+
+    def parked_at(self, txn: Txn, position: int) -> dict[str, Any] | None:
+        row: dict[str, Any] | None = txn.row("parked", u64(position))
+        return row
+
+    def chain(self, txn: Txn, head: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The parked write `head` and those that follow it, in order."""
+        yield head
+        first = head["write"]["position"] if head["behind"] is None else head["behind"]
+        for row in self._parked_of(txn, head["write"]["uuid"], head["write"]["position"]):
+            if row["behind"] == first:
+                yield row
+
+    def _parked_of(self, txn: Txn, uuid: str, after: int = 0, *, reverse: bool = False) -> Iterator[dict[str, Any]]:
+        """Parked writes of an image, in order or backwards."""
+        key = UUID(uuid).bytes
+        for found, _ in txn.scan("parked_images", key + u64(after + 1), key + u64(2**64 - 1), reverse=reverse):
+            yield txn.row("parked", found[16:])
+
+    def unpark(self, txn: Txn, write: PendingWrite) -> None:
+        """`write` is not parked any more."""
+        txn.delete("parked", u64(write.position))
+        txn.delete("parked_images", UUID(write.uuid).bytes + u64(write.position))
 
     def parked_count(self, txn: Txn) -> int:
         return txn.count("parked")
+
+    def index_parked(self, txn: Txn) -> None:
+        """Index what a release without this index has parked."""
+        if txn.count("parked") != txn.count("parked_images"):
+            for row in self.parked(txn):
+                write = row["write"]
+                txn.put("parked_images", UUID(write["uuid"]).bytes + u64(write["position"]), b"")
 
     # Retention.
 

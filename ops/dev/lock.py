@@ -21,7 +21,7 @@ from typing import Any
 from ops.dev import environment, setup
 
 # The dependency groups of pyproject.toml that have a lock; dev's includes the run-time dependencies.
-GROUPS = ("build", "dev", "clients", "contract")
+GROUPS = ("build", "dev", "clients", "contract", "swift")
 WITH_RUN_TIME = "dev"
 OLDEST_PYTHON = "3.11"
 LOCK_TIMEOUT_S = 600

@@ -63,6 +63,8 @@ DEVELOPMENT = Environment(ROOT / ".venv", ("build.txt", "dev.txt"), with_product
 CLIENTS = Environment(RUN_DIR / "clients" / "venv", ("build.txt", "clients.txt"), with_product=False)
 # Schemathesis, for the slow test of the gateway against its OpenAPI document.
 CONTRACT = Environment(RUN_DIR / "contract" / "venv", ("build.txt", "contract.txt"), with_product=False)
+# Servers of Swift, for the slow tests of the data stores; its setuptools replaces the one that builds.
+SWIFT = Environment(RUN_DIR / "swift" / "venv", ("build.txt", "swift.txt"), with_product=False)
 
 
 def prepare(*environments: Environment) -> None:

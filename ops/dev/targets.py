@@ -55,7 +55,7 @@ TARGETS = {
     "up": Target("ops.dev.cluster", ("up",)),
     "down": Target("ops.dev.cluster", ("down",), many_files=False),
     "test": Target("ops.dev.test", environments=WITH_CLIENTS),
-    "test-all": Target("ops.dev.test", ("--slow-too",), environments=(*WITH_CLIENTS, setup.CONTRACT)),
+    "test-all": Target("ops.dev.test", ("--slow-too",), environments=(*WITH_CLIENTS, setup.CONTRACT, setup.SWIFT)),
     "check": Target("ops.dev.check", many_files=False),
     "sim": Target("chaos.simulation"),
     "bench": Target("ops.bench"),

@@ -12,7 +12,20 @@ import time
 from collections.abc import Awaitable, Callable
 
 from ops.dev.cluster import RUN_DIR, forget_caller
-from ops.soak import feed, gateway_lists, kills, near_observer, no_quorum, rejoin, restarts, scale, transfers
+from ops.soak import (
+    feed,
+    gateway_lists,
+    kills,
+    near_observer,
+    no_quorum,
+    offline,
+    rejoin,
+    restarts,
+    scale,
+    transfers,
+    uplink,
+    uplink_traffic,
+)
 from ops.soak.outcome import Outcome
 
 RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
@@ -25,10 +38,16 @@ RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
     "feed": feed.run,
     "scale": scale.run,
     "gateway-lists": gateway_lists.run,
+    "offline": offline.run,
+    "uplink": uplink.run,
+    "uplink-traffic": uplink_traffic.run,
 }
 # No run takes longer; one that hangs is a failure too. A million images are loaded first.
 RUN_MAX_S = 240.0
-LONG_RUN_MAX_S = {"feed": 600.0, "gateway-lists": 1800.0, "rejoin": 1800.0, "scale": 2400.0}
+LONG_RUN_MAX_S = {
+    "feed": 600.0, "gateway-lists": 1800.0, "offline": 3600.0, "rejoin": 1800.0, "scale": 2400.0, "uplink": 900.0,
+    "uplink-traffic": 600.0,
+}  # fmt: skip
 
 
 def main() -> int:

@@ -71,6 +71,14 @@ def commit() -> str:
     return said.stdout.strip() or "unknown"
 
 
+def quantiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and p99 of some times, in milliseconds; 0 of fewer than two."""
+    if len(seconds) < 2:
+        return {"p50_ms": 0.0, "p99_ms": 0.0}
+    cuts = statistics.quantiles(seconds, n=100)
+    return {"p50_ms": round(cuts[49] * 1000, 2), "p99_ms": round(cuts[98] * 1000, 2)}
+
+
 def spread_ms(what: str, seconds: Sequence[float]) -> dict[str, Any]:
     """Count, least, median and most of some times, as figures in milliseconds."""
     if not seconds:

@@ -17,15 +17,26 @@ from raftreg.client import Client, client_ssl_context
 
 
 @contextlib.asynccontextmanager
-async def running(**options: Any) -> AsyncIterator[Cluster]:
-    """Three registry peers without gateways, durable and with mutual TLS, at default timing."""
+async def running(*, gateways_run: bool = True, **options: Any) -> AsyncIterator[Cluster]:
+    """Three registry peers, without gateways unless `gateways` names some, durable and with mutual TLS, at default
+    timing. Without `gateways_run` the gateways' files are made, and whoever runs them may change these before."""
     with tempfile.TemporaryDirectory(prefix="soak-") as base:
-        cluster = Cluster(Path(base), gateways={}, **options)
-        await asyncio.to_thread(cluster.start)
+        cluster = Cluster(Path(base), **{"gateways": {}, **options})
+        await asyncio.to_thread(Cluster.start if gateways_run else _start_peers, cluster)
         try:
             yield cluster
         finally:
             await asyncio.to_thread(cluster.stop)
+
+
+def _start_peers(cluster: Cluster) -> None:
+    cluster.prepare()
+    try:
+        cluster.start_processes(cluster.peers)
+        cluster.wait_ready(cluster.peers)
+    except BaseException:
+        cluster.stop()
+        raise
 
 
 def client_at(cluster: Cluster, url: str) -> Client:

@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
-from tests.registry import Registry, free_ports
+from raftreg.config import TlsFiles
+from tests.registry import free_ports
 from zonegw import config, store_identity
 from zonegw.auth import create_token
 from zonegw.id_pool import IdPool
@@ -29,6 +30,15 @@ USERS = {
     "alice": ("demo", ["member"]), "bob": ("other", ["member"]), "root": ("admin", ["admin"]),
     "nova": ("service", ["service"]),
 }  # fmt: skip
+
+
+class Reachable(Protocol):
+    """Where a registry is reached, and with whose certificates."""
+
+    @property
+    def urls(self) -> list[str]: ...
+
+    def tls(self, who: str) -> TlsFiles: ...
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
@@ -130,8 +140,9 @@ def settings(
     *,
     zone: str = "fra",
     gateway: str = "fra-1",
-    registry: Registry | None = None,
+    registry: Reachable | None = None,
     endpoint: str = NOWHERE,
+    tenants: list[str] | None = None,
     images: str = "",
     more: str = "",
     **limits: Any,
@@ -149,7 +160,7 @@ def settings(
         interzone = {"interzone_listen": address, "advertise": f"https://{address}"}
     text = config.render(
         zone=zone, gateway=gateway, data_dir="data", listen="127.0.0.1:0", tls=tls, tokens_file="tokens.json",
-        endpoints=registry.urls if registry else [endpoint], limits=limits or None, **interzone,
+        endpoints=registry.urls if registry else [endpoint], limits=limits or None, tenants=tenants, **interzone,
     )  # fmt: skip
     text = text.replace("[images]", f"[images]\n{images}")
     (directory / "zonegw.toml").write_text(f"{text}\n{more}")

@@ -12,7 +12,8 @@ from tests.gateway.running import Zone, running, until
 from tests.gateway.test_drainer import HeldLink
 from tests.registry import registry
 from zonegw.data_stores import filesystem
-from zonegw.data_stores.filesystem import FilesystemStore, mint_key
+from zonegw.data_stores.filesystem import FilesystemStore
+from zonegw.data_stores.interface import mint_key
 
 
 def shown(zone: Zone, image: dict[str, Any]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from tests.gateway.test_crash import process
 from tests.gateway.test_imports import BLOB, FORMATS, OCTETS, files, imported, job_is_over, method, no_bytes
 from tests.gateway.web_source import web_source
 from tests.registry import registry
-from zonegw.data_stores.filesystem import Stored
+from zonegw.data_stores.interface import Stored
 
 # Processes are started, killed and started again.
 pytestmark = pytest.mark.slow
@@ -110,10 +110,10 @@ async def test_an_import_to_two_stores_that_was_killed_between_them_ends_with_on
         await ams.drained()
         write = ams.gateway.data.write
 
-        async def held(key: str, body: AsyncIterator[bytes]) -> Stored:
+        async def held(key: str, body: AsyncIterator[bytes], size: int | None = None) -> Stored:
             begun.set()
             await goes_on.wait()
-            return await write(key, body)
+            return await write(key, body, size)
 
         ams.gateway.data.write = held  # type: ignore[method-assign]
         async with killed(tmp_path / "fra", registry=cluster) as (http, url):

@@ -9,7 +9,8 @@ import pytest
 
 from tests.gateway.running import PATCH_TYPE, Zone, queued_commands, running
 from tests.registry import registry
-from zonegw.data_stores.filesystem import FilesystemStore, mint_key
+from zonegw.data_stores.filesystem import FilesystemStore
+from zonegw.data_stores.interface import mint_key
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 JSON_BUT_NO_TEXT: tuple[object, ...] = ([], {}, 1, True)

@@ -16,7 +16,7 @@ from tests.gateway.test_cache import operator
 from tests.gateway.test_drainer import HeldLink
 from tests.gateway.test_imports import OCTETS, files, stage
 from tests.registry import registry
-from zonegw.data_stores.filesystem import mint_key
+from zonegw.data_stores.interface import mint_key
 
 DAY_S = 24 * 3600
 EVERYTHING: dict[str, Any] = {"orphan_age_min_h": 1e-9}

@@ -25,7 +25,7 @@ from tests.gateway.test_imports import (
     start,
 )
 from tests.registry import Registry, registry
-from zonegw.data_stores.filesystem import Stored, mint_key
+from zonegw.data_stores.interface import Stored, mint_key
 from zonegw.errors import DataUnavailable
 
 TO_AMS = OCTETS | {"X-Image-Meta-Store": "ams"}
@@ -334,7 +334,7 @@ async def test_a_copy_for_an_image_that_was_deleted_meanwhile_is_withdrawn(tmp_p
     async with two_zones(tmp_path) as two:
         write = two.ams.gateway.data.write
 
-        async def held(key: str, body: AsyncIterator[bytes]) -> Stored:
+        async def held(key: str, body: AsyncIterator[bytes], size: int | None = None) -> Stored:
             stored = await write(key, body)
             begun.set()
             await goes_on.wait()
@@ -370,7 +370,7 @@ async def test_other_bytes_than_were_sent_are_not_taken_for_the_images(tmp_path:
     async with two_zones(tmp_path) as two:
         write = two.ams.gateway.data.write
 
-        async def spoiled(key: str, body: AsyncIterator[bytes]) -> Stored:
+        async def spoiled(key: str, body: AsyncIterator[bytes], size: int | None = None) -> Stored:
             async def zeroed() -> AsyncIterator[bytes]:
                 async for piece in body:
                     yield bytes(len(piece))

@@ -6,43 +6,26 @@ renamed, directory fsynced. What a crash leaves in `incoming` is removed at star
 
 import asyncio
 import errno
-import hashlib
 import os
 import threading
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
 
-from zonegw.errors import StorageFull
+from zonegw.data_stores.interface import DEFAULT_STORE, Digests, Stored, gather, is_key
+from zonegw.errors import NotFound, StorageFull
 from zonegw.store import free_bytes
-
-KEY_CHARS = frozenset("0123456789abcdef")
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Bytes that are on the disk under `key`."""
-
-    key: str
-    size: int
-    md5: str
-    sha512: str
-
-
-def mint_key() -> str:
-    """A key that names bytes for ever; it says nothing about the image."""
-    return uuid4().hex
-
-
-def is_key(text: str) -> bool:
-    return len(text) == 32 and set(text) <= KEY_CHARS
 
 
 class FilesystemStore:
     """Files under `directory`, at most `max_bytes` of them together."""
 
-    def __init__(self, directory: Path, *, max_bytes: int, disk_reserve_bytes: int, chunk_bytes: int) -> None:
+    kind = "file"
+
+    def __init__(
+        self, directory: Path, *, max_bytes: int, disk_reserve_bytes: int, chunk_bytes: int, name: str = DEFAULT_STORE
+    ) -> None:
+        self.name = name
         self.directory = directory
         self._incoming = directory / "incoming"
         self._max_bytes = max_bytes
@@ -61,7 +44,26 @@ class FilesystemStore:
     def exists(self, key: str) -> bool:
         return self.path(key).is_file()
 
-    async def write(self, key: str, body: AsyncIterator[bytes]) -> Stored:
+    async def size(self, key: str) -> int | None:
+        try:
+            return (await asyncio.to_thread(self.path(key).stat)).st_size
+        except FileNotFoundError:
+            return None
+
+    async def read(self, key: str, start: int, end: int) -> AsyncGenerator[bytes]:
+        """The bytes from `start` up to `end`, or up to where the file ends. Raises NotFound."""
+        try:
+            handle = await asyncio.to_thread(os.open, self.path(key), os.O_RDONLY)
+        except FileNotFoundError:
+            raise NotFound("the image's data are gone") from None
+        try:
+            while piece := await asyncio.to_thread(os.pread, handle, min(self._chunk_bytes, end - start), start):
+                start += len(piece)
+                yield piece
+        finally:
+            os.close(handle)
+
+    async def write(self, key: str, body: AsyncIterator[bytes], size: int | None = None) -> Stored:
         """Store what `body` yields under `key`; whatever ends it early leaves nothing behind. Raises StorageFull."""
         writer = _Writer(self._incoming / key, self.path(key))
         taken = 0
@@ -78,7 +80,7 @@ class FilesystemStore:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageFull("the data store's disk is full; nothing was kept of this upload") from error
             raise
-        return Stored(key, writer.size, writer.md5.hexdigest(), writer.sha512.hexdigest())
+        return writer.digests.stored(key, self.name)
 
     def _check_room(self, size: int) -> None:
         if self.used_bytes + size > self._max_bytes:
@@ -91,6 +93,15 @@ class FilesystemStore:
         freed = await asyncio.to_thread(_remove, self.path(key))
         self.used_bytes -= freed  # not around the await: what others take or free meanwhile would be forgotten
 
+    async def reachable(self) -> bool:
+        return await asyncio.to_thread(self.directory.is_dir)
+
+    async def properties(self) -> dict[str, Any]:
+        return {"data_dir": str(self.directory), "used_bytes": self.used_bytes}
+
+    async def close(self) -> None:
+        pass
+
 
 class _Writer:
     """A temporary file and the digests of what went into it; called from worker threads, one call at a time."""
@@ -102,9 +113,7 @@ class _Writer:
         # A cancelled upload discards while the last call may still run in its thread.
         self._lock = threading.Lock()
         self._discarded = False
-        self.size = 0
-        self.md5 = hashlib.md5(usedforsecurity=False)
-        self.sha512 = hashlib.sha512()
+        self.digests = Digests()
 
     def write(self, chunk: bytes) -> None:
         with self._lock:
@@ -113,9 +122,7 @@ class _Writer:
             view = memoryview(chunk)
             while view:
                 view = view[self._file.write(view) :]
-            self.md5.update(chunk)
-            self.sha512.update(chunk)
-            self.size += len(chunk)
+            self.digests.add(chunk)
 
     def finish(self) -> None:
         """Make the bytes durable, then give them their name, then make the name durable."""
@@ -154,15 +161,3 @@ def _remove(path: Path) -> int:
         return 0
     fsync_directory(path.parent)
     return size
-
-
-async def gather(body: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    """Pieces of about `size`: few trips to the worker threads, bounded memory."""
-    held = bytearray()
-    async for piece in body:
-        held += piece
-        if len(held) >= size:
-            yield bytes(held)
-            held.clear()
-    if held:
-        yield bytes(held)

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from zonegw import folding, listing, overlay
+from zonegw import folding, listing, overlay, usage
 from zonegw.store import Txn, u64, unpack
 
 Image = dict[str, Any]
@@ -101,6 +101,13 @@ class Catalogue:
         found = {int.from_bytes(one[16:], "big") for one, _ in islice(folded, rows)}
         found.update(patch["position"] for patch in row["patches"] if patch["position"] > after)
         return sorted(found)[:rows]
+
+    def all(self, txn: Txn) -> Iterator[Image]:
+        """Every image that readers see; don't write to the listing meanwhile."""
+        for _, uuid in listing.walk(txn, [listing.ALL], "created_at", reverse=False):
+            image = self.get(txn, uuid)
+            if image is not None:
+                yield image
 
     def count(self, txn: Txn) -> int:
         return txn.count("catalogue")
@@ -279,15 +286,18 @@ class Catalogue:
         if now is not None and now[0] != position[0]:
             txn.delete("meta", _POSITION)
 
-    def forget_epoch(self, txn: Txn) -> None:
+    def forget_epoch(self, txn: Txn, after: bytes, rows: int) -> bytes | None:
         """The bootstrap under way is of another epoch, whose versions can't be compared with those that are here: what
-        it brings replaces them, and acks of the epoch before say nothing any more."""
+        it brings replaces them, and acks of the epoch before say nothing any more. That is done for the next `rows`;
+        returns where to go on."""
         txn.put_row("meta", _EPOCH_PASS, self._pass(txn))
-        for key, data in list(txn.scan("overlay")):
+        found = list(islice(txn.scan("overlay", after), rows))
+        for key, data in found:
             row = unpack(data)
             before = overlay.effective(self._registered(txn, key), row)
             overlay.forget_acks(row)
             self._save(txn, key, row, before)
+        return found[-1][0] + b"\x00" if len(found) == rows else None
 
     def _is_of_another_epoch(self, txn: Txn, key: bytes) -> bool:
         row = txn.row("catalogue", key)
@@ -322,14 +332,19 @@ class Catalogue:
         self._index(txn, before, overlay.effective(None, txn.row("overlay", key)))
         return [] if known is None else [known]
 
-    def acked_only(self, txn: Txn) -> list[Image]:
-        """Images that own acks brought and the catalogue has not, nor an own delete of them."""
-        rows = ((key, unpack(data)) for key, data in txn.scan("overlay"))
-        return [row["base"] for key, row in rows if row["base"] is not None and txn.get("catalogue", key) is None]
+    def acked_only(self, txn: Txn, after: bytes, rows: int) -> tuple[list[Image], bytes | None]:
+        """Images among the next `rows` of the overlay that own acks brought and the catalogue has not, nor has an own
+        delete of them; and where to go on."""
+        found = list(islice(txn.scan("overlay", after), rows))
+        bases = [(key, unpack(data)["base"]) for key, data in found]
+        images = [base for key, base in bases if base is not None and txn.get("catalogue", key) is None]
+        return images, found[-1][0] + b"\x00" if len(found) == rows else None
 
-    def settle_overlay(self, txn: Txn, revision: int) -> None:
-        """After a bootstrap: drop the overlay rows that the catalogue contains at `revision`."""
-        for key, data in list(txn.scan("overlay")):
+    def settle_overlay(self, txn: Txn, revision: int, after: bytes, rows: int) -> bytes | None:
+        """After a bootstrap: drop those of the next `rows` of the overlay that the catalogue contains at `revision`;
+        returns where to go on."""
+        found = list(islice(txn.scan("overlay", after), rows))
+        for key, data in found:
             row = unpack(data)
             registered = self._registered(txn, key)
             before = overlay.effective(registered, row)
@@ -338,6 +353,7 @@ class Catalogue:
                 row["acked"] = revision
             overlay.reached(row, revision)
             self._save(txn, key, row, before, reached=revision)
+        return found[-1][0] + b"\x00" if len(found) == rows else None
 
     def _adopt(self, txn: Txn, key: bytes, row: dict[str, Any]) -> None:
         registered = self._registered(txn, key)
@@ -371,6 +387,7 @@ class Catalogue:
     @staticmethod
     def _index(txn: Txn, before: Image | None, after: Image | None) -> None:
         listing.reindex(txn, before, after)
+        usage.moved(txn, before, after)
         number = None if after is None else after["number"]
         if before is not None and before["number"] is not None and before["number"] != number:
             txn.delete("numbers", u64(before["number"]))

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from zonegw import control, images_v1, metadefs, store_identity, tls
+from zonegw import control, images_v1, metadefs, store_identity, tls, usage
 from zonegw.auth import Authenticator
 from zonegw.bandwidth import Bandwidth
 from zonegw.cached_images import CachedImages
@@ -46,6 +46,7 @@ from zonegw.own_stores import Origins, OwnStores
 from zonegw.parked import ParkedWrites
 from zonegw.placement import Placement
 from zonegw.prefetch import Prefetch
+from zonegw.quotas import Quotas
 from zonegw.retries import Retries
 from zonegw.running_clock import RunningClock
 from zonegw.status import Status
@@ -101,7 +102,7 @@ class Gateway:
         self.prefetch = Prefetch(self.store, self.catalogue, self.cache, self.cached, config)
         self.images = Images(
             self.store, self.queue, self.ids, self.catalogue, zone=config.zone, gateway=config.gateway, limits=limits,
-            policy=config.policy, protections=config.protections,
+            policy=config.policy, protections=config.protections, quotas=Quotas(config.quotas, self.catalogue),
         )  # fmt: skip
         self.metadefs = metadefs.load(config.metadefs_dir)
         self.stores = Stores(self.own_stores, self.zones.with_endpoints, self.interzone, limits)
@@ -116,7 +117,10 @@ class Gateway:
         self.orphans = Orphans(self.store, self.catalogue, self.own_stores.files(), self.placement, limits)
         with self.store.transaction() as txn:
             self.placement.recover(txn)
-        self.image_data = ImageData(self.images, self.own_stores, self.cache, self.placement, self.stores, limits)
+            usage.begin(txn, self.catalogue.all(txn))
+        self.image_data = ImageData(
+            self.images, self.own_stores, self.cache, self.placement, self.stores, limits, config.inspection
+        )
         self.deposits = Deposits(self.images, self.own_stores)
         self.imports = Imports(
             self.images, self.image_data, self.data, self.placement, self.stores, config.imports, limits
@@ -179,8 +183,8 @@ class Gateway:
     def _removed(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
         """The registry took locations from an image that stays: so much of the bytes as is here goes."""
         self.images.discard_bytes(txn, [location for location in locations if location["zone"] == self.config.zone])
-        for location in locations:
-            self.cache.evict(location["key"])
+        for location in locations:  # behind this transaction: the cache has its own
+            asyncio.get_running_loop().call_soon(self.cache.evict, location["key"])
         self.placement.wake()
 
     def _tombstone(self, image: dict[str, Any]) -> None:
@@ -257,7 +261,11 @@ class Gateway:
         return control.build_app(nouns, self.config.limits)
 
     async def _listen(self, app: web.Application, address: tuple[str, int], ssl: Any) -> tuple[str, int]:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=self.config.limits.shutdown_grace_s)
+        limits = self.config.limits
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=limits.shutdown_grace_s, read_bufsize=limits.read_buffer_bytes,
+            lingering_time=limits.refused_body_max_s,
+        )  # fmt: skip
         await runner.setup()
         self._runners.append(runner)
         await web.TCPSite(runner, *address, ssl_context=ssl, backlog=1024).start()

@@ -44,6 +44,8 @@ class Placement:
         self._far = far
         self._target = target
         self._limits = limits
+        # Gets key and row of own bytes that are gone, in the transaction that forgets them.
+        self.on_removed: Callable[[Txn, bytes, Any], None] = lambda txn, key, row: None
         self._garbage = asyncio.Event()
         self._far_garbage = asyncio.Event()
 
@@ -163,7 +165,9 @@ class Placement:
             away.add(name)
             return
         with self._store.transaction() as txn:
+            row = txn.row("garbage", key.encode())
             txn.delete("garbage", key.encode())
+            self.on_removed(txn, key.encode(), row)
 
     async def withdraw_garbage(self) -> None:
         """For ever: have other zones remove what was put there and has no owner; a zone that can't be reached is asked

@@ -16,6 +16,7 @@ from ops.soak import (
     feed,
     gateway_lists,
     kills,
+    long_queue,
     near_observer,
     no_quorum,
     offline,
@@ -39,14 +40,15 @@ RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
     "scale": scale.run,
     "gateway-lists": gateway_lists.run,
     "offline": offline.run,
+    "queue": long_queue.run,
     "uplink": uplink.run,
     "uplink-traffic": uplink_traffic.run,
 }
 # No run takes longer; one that hangs is a failure too. A million images are loaded first.
 RUN_MAX_S = 240.0
 LONG_RUN_MAX_S = {
-    "feed": 600.0, "gateway-lists": 1800.0, "offline": 3600.0, "rejoin": 1800.0, "scale": 2400.0, "uplink": 900.0,
-    "uplink-traffic": 600.0,
+    "feed": 600.0, "gateway-lists": 1800.0, "gateways": 900.0, "offline": 3600.0, "queue": 3600.0, "rejoin": 1800.0,
+    "scale": 2400.0, "uplink": 900.0, "uplink-traffic": 600.0,
 }  # fmt: skip
 
 

@@ -56,6 +56,9 @@ class Clients:
             pace(Pace(READS_PER_S, ends), lambda number: self._read(name, number)),
         )
 
+    def spread(self, phase: str, method: str) -> dict[str, float]:
+        return quantiles_ms(self.samples.took[phase, method])
+
     async def _write(self, phase: str) -> None:
         one = str(uuid.uuid4())
         if await self._ask(phase, "POST", "/v2/images", 201, json={"id": one, "name": "made meanwhile"}):

@@ -22,11 +22,11 @@ from typing import Any
 
 from ops.dev.cluster import Cluster
 from ops.dev.latencies import Latencies
+from ops.dev.processes import cpu_s
 from ops.dev.wiring import ROOT
 from ops.soak import peers
 from ops.soak.gateway_crowd import project_of
 from ops.soak.outcome import Outcome
-from ops.soak.watch import cpu_s
 from zonegw import config
 
 GATEWAYS, PROCESSES = 100, 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import urllib.request
 from collections import defaultdict
@@ -70,14 +69,6 @@ def anonymous_bytes(pid: int) -> int:
         found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
         return int(found[1]) * 1024 if found else 0
     return 0
-
-
-def cpu_s(pid: int) -> float:
-    """Seconds of a core that a process has used, in user and in kernel mode; 0 of one that is gone."""
-    with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return 0.0
 
 
 def _reader_age_s(cluster: Cluster, peer: str) -> float:

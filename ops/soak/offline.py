@@ -163,7 +163,7 @@ def _brief(message: dict[str, Any]) -> dict[str, Any]:
 def _judge(
     outcome: Outcome, lives: ImageLives, verdict: Verdict, told: Sequence[dict[str, Any]], status: dict[str, Any]
 ) -> None:
-    wrong = list(_out_of_order(lives, told))
+    wrong = list(out_of_order(lives, told))
     outcome.figures |= {
         "acknowledged": verdict.acknowledged, "in_registry": verdict.in_registry, "lost": verdict.lost,
         "duplicates": verdict.duplicate_numbers + verdict.duplicate_uuids, "parked": status["parked"],
@@ -176,7 +176,7 @@ def _judge(
     outcome.require(not status["parked"], f"{status['parked']} writes were parked")
 
 
-def _out_of_order(lives: ImageLives, told: Iterable[dict[str, Any]]) -> Iterable[str]:
+def out_of_order(lives: ImageLives, told: Iterable[dict[str, Any]]) -> Iterable[str]:
     """A sentence for each image whose changes are not what its client was told, once and in order."""
     creates: Counter[str] = Counter()
     deletes: Counter[str] = Counter()

@@ -322,7 +322,7 @@ def test_own_versions_of_an_epoch_that_ended_are_remembered_as_such(side: Side) 
         side.lay(update(position, name="ours"))
     with side.store.transaction() as txn:
         side.catalogue.acknowledge(txn, UUID, 1, {"revision": 9, "version": 3, "image": image(3)})
-        side.catalogue.forget_epoch(txn)
+        side.catalogue.forget_epoch(txn, b"", 99)
         row = txn.row("overlay", key_of(UUID))
     assert (row["own_versions"], row["own_before"]) == ([], [3])
 

@@ -275,15 +275,18 @@ class Catalogue:
         if now is not None and now[0] != position[0]:
             txn.delete("meta", _POSITION)
 
-    def forget_epoch(self, txn: Txn) -> None:
+    def forget_epoch(self, txn: Txn, after: bytes, rows: int) -> bytes | None:
         """The bootstrap under way is of another epoch, whose versions can't be compared with those that are here: what
-        it brings replaces them, and acks of the epoch before say nothing any more."""
+        it brings replaces them, and acks of the epoch before say nothing any more. That is done for the next `rows`;
+        returns where to go on."""
         txn.put_row("meta", _EPOCH_PASS, self._pass(txn))
-        for key, data in list(txn.scan("overlay")):
+        found = list(islice(txn.scan("overlay", after), rows))
+        for key, data in found:
             row = unpack(data)
             before = overlay.effective(self._registered(txn, key), row)
             overlay.forget_acks(row)
             self._save(txn, key, row, before)
+        return found[-1][0] + b"\x00" if len(found) == rows else None
 
     def _is_of_another_epoch(self, txn: Txn, key: bytes) -> bool:
         row = txn.row("catalogue", key)
@@ -318,9 +321,11 @@ class Catalogue:
         self._index(txn, before, overlay.effective(None, txn.row("overlay", key)))
         return known
 
-    def settle_overlay(self, txn: Txn, revision: int) -> None:
-        """After a bootstrap: drop the overlay rows that the catalogue contains at `revision`."""
-        for key, data in list(txn.scan("overlay")):
+    def settle_overlay(self, txn: Txn, revision: int, after: bytes, rows: int) -> bytes | None:
+        """After a bootstrap: drop those of the next `rows` of the overlay that the catalogue contains at `revision`;
+        returns where to go on."""
+        found = list(islice(txn.scan("overlay", after), rows))
+        for key, data in found:
             row = unpack(data)
             registered = self._registered(txn, key)
             before = overlay.effective(registered, row)
@@ -329,6 +334,7 @@ class Catalogue:
                 row["acked"] = revision
             overlay.reached(row, revision)
             self._save(txn, key, row, before, reached=revision)
+        return found[-1][0] + b"\x00" if len(found) == rows else None
 
     def _adopt(self, txn: Txn, key: bytes, row: dict[str, Any]) -> None:
         registered = self._registered(txn, key)

@@ -32,19 +32,20 @@ class Limits:
 
     # Metadata store. The map is address space only (sparse), far above the quota, so that a full map never decides.
     store_map_size_bytes: int = 16 * GIB
-    # Growth is refused above this; about four million pending writes or images.
+    # Growth is refused above this: a million pending creates with their uploads, and a million images of other zones.
     store_soft_limit_bytes: int = 8 * GIB
     # Kept above the soft limit for deletes, acks and the feed, which make room again.
     store_reserve_bytes: int = 64 * MIB
     # Free space of the disk below which nothing that grows is accepted: a full disk stops the process.
     disk_reserve_bytes: int = 256 * MIB
-    # More than a day of one write a second; a lost session parks as many in one transaction, which must fit memory.
-    queue_depth_max: int = 100_000
+    # A day of twelve writes a second: a million backups. A pending create takes 3.6 KB of the quota with all that shows
+    # it, an upload or another update 1 KB more.
+    queue_depth_max: int = 1_000_000
     # Drained writes are kept so that they can be offered again to a restored registry.
     queue_retain_h: float = 7 * 24
     queue_retain_max_writes: int = 1_000_000
-    # Parked, or put back by a retry, in one transaction: some tens of milliseconds, in which no request is served.
-    park_batch_max: int = 250
+    # Parked, or put back by a retry, in one transaction: well below a tenth of a second, in which no request is served.
+    park_batch_max: int = 100
     # Images remembered that got another number than the one they had in this zone.
     renumbered_max: int = 100_000
     # Taken back into the queue in one transaction when an epoch was lost.

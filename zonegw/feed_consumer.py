@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, Protocol
 
 from zonegw.catalogue import Catalogue, Position
@@ -188,7 +189,7 @@ class FeedConsumer:
         async for chunk in self._source.bootstrap():
             if start is None:
                 start = chunk["start"]
-                self._check_epoch(start)
+                await self._check_epoch(start)
             self._check_start(start)
             with self._store.transaction(reserved=True) as txn:
                 for image in chunk["images"]:
@@ -196,9 +197,9 @@ class FeedConsumer:
             await self._store.durable()
         if start is None:
             raise RegistryAway("the bootstrap gave nothing, not even its start")
-        await self._forget_unseen()
+        await self._piecewise(self._forget_unseen)
+        await self._piecewise(partial(self._catalogue.settle_overlay, revision=start[1]))
         with self._store.transaction() as txn:
-            self._catalogue.settle_overlay(txn, start[1])
             self._catalogue.begin_epoch(txn, start)
             self._catalogue.advance(txn, start)
             self._tenants.done(txn)
@@ -207,25 +208,29 @@ class FeedConsumer:
         self.on_bootstrapped()
         log.info("bootstrapped up to %s", start)
 
-    def _check_epoch(self, start: Position) -> None:
+    async def _check_epoch(self, start: Position) -> None:
         if not self.may_enter(start[0]):
             raise RegistryAway(f"the source lives in epoch {start[0]}, the session has no handshake there yet")
         epoch = self._catalogue.epoch(self._store.read())
         if epoch not in (0, start[0]):
             log.warning("the registry lives in epoch %d, this catalogue is of epoch %d", start[0], epoch)
-            with self._store.transaction(reserved=True) as txn:
-                self._catalogue.forget_epoch(txn)
+            await self._piecewise(self._catalogue.forget_epoch)
 
     def _check_start(self, start: Position) -> None:
         position = self._catalogue.position(self._store.read())
         if position is not None and position[0] == start[0] and start < position:
             raise RegistryAway(f"the source is at {start}, behind this catalogue's {position}")
 
-    async def _forget_unseen(self) -> None:
+    def _forget_unseen(self, txn: Txn, after: bytes, rows: int) -> bytes | None:
+        doomed, on = self._catalogue.unseen(txn, after, rows)
+        for key in doomed:
+            self._catalogue.forget(txn, key)
+        return on
+
+    async def _piecewise(self, work: Callable[..., bytes | None]) -> None:
+        """Work through a table some rows at a time, with turns of the loop in between."""
         after: bytes | None = b""
         while after is not None:
-            with self._store.transaction() as txn:
-                doomed, after = self._catalogue.unseen(txn, after, self._limits.list_chunk_rows)
-                for key in doomed:
-                    self._catalogue.forget(txn, key)
+            with self._store.transaction(reserved=True) as txn:
+                after = work(txn, after=after, rows=self._limits.list_chunk_rows)
             await self._store.durable()

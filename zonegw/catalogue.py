@@ -328,6 +328,8 @@ class Catalogue:
         for key, data in found:
             row = unpack(data)
             registered = self._registered(txn, key)
+            if registered is None and not row["acked"]:
+                continue  # only pending, as nearly all are after a long outage: the bootstrap says nothing of them
             before = overlay.effective(registered, row)
             self._adopt(txn, key, row)
             if row["deleted"] and registered is None:

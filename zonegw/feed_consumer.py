@@ -51,6 +51,9 @@ class FeedConsumer:
         self.on_zone_changed: Callable[[], None] = lambda: None
         # Gets the locations that a change took from an image, in the transaction of the change.
         self.on_removed: Callable[[Txn, list[dict[str, Any]]], None] = lambda txn, locations: None
+        # Gets an image that left the tenant set, in the transaction that drops it: its bytes stay, and no tombstone of
+        # it will come.
+        self.on_left: Callable[[Txn, dict[str, Any]], None] = lambda txn, image: None
         self.on_bootstrapped: Callable[[], None] = lambda: None
         # What an epoch lost is laid over the catalogue before its bootstrap takes it from there.
         self.may_enter: Callable[[int], bool] = lambda _epoch: True
@@ -149,7 +152,7 @@ class FeedConsumer:
             with self._store.transaction(reserved=True) as txn:
                 deleted = self._apply(txn, message)
                 self._catalogue.advance(txn, message["position"])
-                self._catalogue.leave_outside(txn, message["position"][1], self._limits.list_chunk_rows)
+                self._drop_outside(txn, message)
             self._wake_waiting()
             if message.get("kind") == "zone":
                 self.on_zone_changed()
@@ -159,8 +162,6 @@ class FeedConsumer:
             self._heard(message)
 
     def _apply(self, txn: Txn, message: dict[str, Any]) -> dict[str, Any] | None:
-        if message["type"] == "gone":
-            self._catalogue.leave(txn, message["uuid"], message["position"][1])
         if message["type"] != "change" or message.get("kind") != "image":
             return None
         removed = self._catalogue.removed_locations(txn, message)
@@ -169,6 +170,13 @@ class FeedConsumer:
         if message.get("deleted"):
             self._catalogue.remember_deleted(txn, message["uuid"], self._limits.deleted_uuids_max)
         return self._catalogue.apply_change(txn, message)
+
+    def _drop_outside(self, txn: Txn, message: dict[str, Any]) -> None:
+        """Images that left the tenant set: by this message, or as soon as their last own write had come round."""
+        revision = message["position"][1]
+        left = self._catalogue.leave(txn, message["uuid"], revision) if message["type"] == "gone" else []
+        for image in left + self._catalogue.leave_outside(txn, revision, self._limits.list_chunk_rows):
+            self.on_left(txn, image)
 
     def _heard(self, message: dict[str, Any]) -> None:
         staleness = message.get("staleness_s")

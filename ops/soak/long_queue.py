@@ -79,7 +79,7 @@ async def _measure(outcome: Outcome, cluster: Cluster) -> None:
 async def _first_answer(api: ImagesApi, method: str, path: str) -> None:
     async with asyncio.timeout(_READY_MAX_S):
         while True:
-            with contextlib.suppress(aiohttp.ClientConnectionError):
+            with contextlib.suppress(aiohttp.ClientConnectionError, TimeoutError):
                 status, _ = await api.ask(method, path, **({"json": {"name": "first"}} if method == "POST" else {}))
                 if status < 300:
                     return
@@ -88,14 +88,14 @@ async def _first_answer(api: ImagesApi, method: str, path: str) -> None:
 
 async def _drain(outcome: Outcome, api: ImagesApi) -> None:
     """Watch the queue from its first acknowledged write on, for as long as the clients go on."""
-    began, before = time.monotonic(), await api.status()
+    began, before = time.monotonic(), await peers.status_of(api)
     async with asyncio.timeout(_DRAIN_MAX_S):
-        while (started := await api.status())["acked_sequence"] == before["acked_sequence"]:  # noqa: ASYNC110
+        while (started := await peers.status_of(api))["acked_sequence"] == before["acked_sequence"]:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
     outcome.figures["drain_starts_s"] = round(time.monotonic() - began, 1)
     watched = time.monotonic()
     await asyncio.sleep(max(1.0, began + DRAINING_S - watched))
-    after = await api.status()
+    after = await peers.status_of(api)
     drained = after["acked_sequence"] - started["acked_sequence"]
     outcome.figures["drained_per_s"] = round(drained / (time.monotonic() - watched), 1)
     outcome.figures["pending_after"] = after["queue_depth"]

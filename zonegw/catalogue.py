@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from zonegw import folding, listing, overlay
+from zonegw import folding, listing, overlay, usage
 from zonegw.store import Txn, u64, unpack
 
 Image = dict[str, Any]
@@ -101,6 +101,13 @@ class Catalogue:
         found = {int.from_bytes(one[16:], "big") for one, _ in islice(folded, rows)}
         found.update(patch["position"] for patch in row["patches"] if patch["position"] > after)
         return sorted(found)[:rows]
+
+    def all(self, txn: Txn) -> Iterator[Image]:
+        """Every image that readers see; don't write to the listing meanwhile."""
+        for _, uuid in listing.walk(txn, [listing.ALL], "created_at", reverse=False):
+            image = self.get(txn, uuid)
+            if image is not None:
+                yield image
 
     def count(self, txn: Txn) -> int:
         return txn.count("catalogue")
@@ -377,6 +384,7 @@ class Catalogue:
     @staticmethod
     def _index(txn: Txn, before: Image | None, after: Image | None) -> None:
         listing.reindex(txn, before, after)
+        usage.moved(txn, before, after)
         number = None if after is None else after["number"]
         if before is not None and before["number"] is not None and before["number"] != number:
             txn.delete("numbers", u64(before["number"]))

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zonegw import import_rules, store_config
+from zonegw import import_rules, inspection_rules, quota_rules, store_config
 from zonegw.errors import ConfigError
 from zonegw.import_rules import ImportRules
+from zonegw.inspection_rules import InspectionRules
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
+from zonegw.quota_rules import QuotaRules
 from zonegw.store_config import StoreConfig
 from zonegw.tenant_set import query_bytes
 
@@ -49,7 +51,7 @@ class Limits:
     # Images remembered that got another number than the one they had in this zone.
     renumbered_max: int = 100_000
     # Taken back into the queue in one transaction when an epoch was lost.
-    rewind_batch_max: int = 500
+    rewind_batch_max: int = 100
     # Removed per turn, so that pruning never holds up a request.
     prune_batch_max: int = 256
     # Operations in flight.
@@ -129,8 +131,14 @@ class Limits:
 
     # Image data.
     data_chunk_bytes: int = MIB
+    # Such chunks of one upload on their way to the disk and the digests: what any of the three may lag behind.
+    data_batches_max: int = 4
     data_store_max_bytes: int = 1 << 60
     data_cache_max_bytes: int = 50 * GIB
+    # What a connection may have received and nobody read yet; a body is read in pieces of up to twice this.
+    read_buffer_bytes: int = 512 * KIB
+    # How long the rest of a body that was refused is read and dropped: a client that can't send it does not hear why.
+    refused_body_max_s: float = 60
     uploads_max: int = 64
     downloads_max: int = 512
     # Seconds without progress of an uploading or a downloading client, or of the zone that data is fetched from.
@@ -142,7 +150,7 @@ class Limits:
     # Swift and S3: how long a connection may take to come, how long an answer or the next bytes of one, and how long
     # the last bytes of an upload may take to all their disks. A passing failure is tried again after a delay.
     store_connect_max_s: float = 5
-    store_idle_max_s: float = 60
+    store_idle_max_s: float = 30
     store_put_wait_max_s: float = 300
     store_attempts_max: int = 3
     store_retry_delay_s: float = 0.5
@@ -181,8 +189,6 @@ class Limits:
     web_download_max_s: float = 24 * 3600
     web_redirects_max: int = 5
     web_uri_max_chars: int = 2048
-    # Images that are added up for the usage of one project; above, the answer is a lower bound.
-    usage_images_max: int = 100_000
 
     # Client programs told apart in the metrics of v1; the others are counted together.
     v1_user_agents_max: int = 32
@@ -231,6 +237,8 @@ class Config:
     protections: PropertyProtections = field(default_factory=PropertyProtections)
     metadefs_dir: Path | None = None
     imports: ImportRules = field(default_factory=ImportRules)
+    inspection: InspectionRules = field(default_factory=InspectionRules)
+    quotas: QuotaRules = field(default_factory=QuotaRules)
     # Where image bytes are kept, here and in other zones; without entries below data_dir.
     stores: tuple[StoreConfig, ...] = ()
     # Whose X-Forwarded-Proto and X-Forwarded-Host are believed, for links in answers.
@@ -242,7 +250,7 @@ class Config:
 
 TABLES = {
     "zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "policy", "property_protections",
-    "import", "stores", "limits",
+    "import", "inspection", "quotas", "stores", "limits",
 }  # fmt: skip
 
 
@@ -280,6 +288,8 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         protections=PropertyProtections(raw.get("property_protections", ())),
         metadefs_dir=base / _text(images, "metadefs_dir") if "metadefs_dir" in images else None,
         imports=import_rules.parse(_table(raw, "import")),
+        inspection=inspection_rules.parse(_table(raw, "inspection")),
+        quotas=quota_rules.parse(_table(raw, "quotas")),
         stores=store_config.parse(raw.get("stores", []), base),
         trusted_proxies=_networks(images, "trusted_proxies"),
         v1=_truth(images, "images.v1", default=True),

@@ -2,7 +2,7 @@
 
 GatewayError
  +- BadRequest 400 · Unauthenticated 401 · Forbidden 403 · NotFound 404 · Conflict 409
- +- BodyTooLarge 413 · UnsupportedMediaType 415 · RangeUnsatisfiable 416
+ +- BodyTooLarge, QuotaExceeded 413 · UnsupportedMediaType 415 · RangeUnsatisfiable 416
  +- Unavailable 503 (Retry-After) +- Degraded: needs the registry, which is away
  |                                +- DataUnavailable: a data store, or another zone, can't be reached
  +- StorageFull 507
@@ -64,6 +64,13 @@ class BodyTooLarge(GatewayError):
     """A body is above its bound."""
 
     code = "body_too_large"
+    http_status = 413
+
+
+class QuotaExceeded(GatewayError):
+    """The project may have no more of this."""
+
+    code = "quota_exceeded"
     http_status = 413
 
 

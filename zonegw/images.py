@@ -17,6 +17,8 @@ from zonegw.id_pool import IdPool
 from zonegw.identity import Identity
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
+from zonegw.quota_rules import QuotaRules
+from zonegw.quotas import Quotas
 from zonegw.store import Store, Txn, pack
 from zonegw.write_queue import WriteQueue
 
@@ -84,7 +86,9 @@ class Images:
         limits: Limits,
         policy: Policy | None = None,
         protections: PropertyProtections | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
+        self.quotas = quotas or Quotas(QuotaRules(), catalogue)
         self.policy = policy or Policy()
         self.protections = protections or PropertyProtections()
         self.store = store
@@ -180,6 +184,7 @@ class Images:
         """Queue a create that was checked, and lay it."""
         if self.catalogue.known(txn, uuid):
             raise Conflict(f"Image ID {uuid} already exists!")
+        self.quotas.check_create(txn, attributes["owner"])
         command: dict[str, Any] = {
             "op": "create_image", "actor": self._actor(request), "uuid": uuid, "attributes": attributes,
             "properties": properties, "tags": tags, "home_zone": self.zone, "created_at": self.catalogue.now_us(),
@@ -248,6 +253,7 @@ class Images:
     def _check_update(self, who: Identity, image: Image, changes: Changes) -> None:
         values = changes.set
         after = image | {name: value for name, value in values.items() if name in WRITABLE}
+        _check_formats_kept(image, after)
         if after["visibility"] != image["visibility"]:
             self._may_publish(who, after)
         if after["owner"] != image["owner"]:
@@ -405,6 +411,13 @@ def check_attributes(attributes: dict[str, Any], properties: dict[str, str], tag
     check_tags(tags, limits)
     if len(pack([attributes["name"], properties, tags])) > limits.metadata_max_bytes:
         raise BodyTooLarge(f"the image's metadata is larger than {limits.metadata_max_bytes} bytes")
+
+
+def _check_formats_kept(image: Image, after: Image) -> None:
+    """Data are inspected as what their image says when they become its own."""
+    for name in ("disk_format", "container_format"):
+        if after[name] != image[name] and image["status"] not in ("queued", "uploading"):
+            raise Forbidden(f"Attribute '{name}' can be changed only while the image is queued")
 
 
 def _check_formats_match(attributes: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from zonegw import control, images_v1, metadefs, store_identity, tls
+from zonegw import control, images_v1, metadefs, store_identity, tls, usage
 from zonegw.auth import Authenticator
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
@@ -38,6 +38,7 @@ from zonegw.metrics import GatewayMetrics
 from zonegw.own_stores import Origins, OwnStores
 from zonegw.parked import ParkedWrites
 from zonegw.placement import Placement
+from zonegw.quotas import Quotas
 from zonegw.retries import Retries
 from zonegw.status import Status
 from zonegw.store import Store, Txn
@@ -88,7 +89,7 @@ class Gateway:
         self.cache = DataCache(config.data_dir / "cache", origins, limits)
         self.images = Images(
             self.store, self.queue, self.ids, self.catalogue, zone=config.zone, gateway=config.gateway, limits=limits,
-            policy=config.policy, protections=config.protections,
+            policy=config.policy, protections=config.protections, quotas=Quotas(config.quotas, self.catalogue),
         )  # fmt: skip
         self.metadefs = metadefs.load(config.metadefs_dir)
         self.stores = Stores(self.own_stores, self.zones.with_endpoints, self.interzone, limits)
@@ -96,7 +97,10 @@ class Gateway:
         self.images.on_garbage = self.placement.wake
         with self.store.transaction() as txn:
             self.placement.recover(txn)
-        self.image_data = ImageData(self.images, self.own_stores, self.cache, self.placement, self.stores, limits)
+            usage.begin(txn, self.catalogue.all(txn))
+        self.image_data = ImageData(
+            self.images, self.own_stores, self.cache, self.placement, self.stores, limits, config.inspection
+        )
         self.deposits = Deposits(self.images, self.own_stores)
         self.imports = Imports(
             self.images, self.image_data, self.data, self.placement, self.stores, config.imports, limits
@@ -217,7 +221,11 @@ class Gateway:
         return control.build_app(nouns, self.config.limits)
 
     async def _listen(self, app: web.Application, address: tuple[str, int], ssl: Any) -> tuple[str, int]:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=self.config.limits.shutdown_grace_s)
+        limits = self.config.limits
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=limits.shutdown_grace_s, read_bufsize=limits.read_buffer_bytes,
+            lingering_time=limits.refused_body_max_s,
+        )  # fmt: skip
         await runner.setup()
         self._runners.append(runner)
         await web.TCPSite(runner, *address, ssl_context=ssl, backlog=1024).start()

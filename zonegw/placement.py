@@ -54,9 +54,11 @@ class Placement:
         which the caller gives an owner (`owned`). What ends this early leaves nothing behind."""
         return await self._place(uuid, self._target(store), body, size, md5)
 
-    async def stage(self, uuid: str, body: AsyncIterator[bytes], size: int | None = None) -> Location:
+    async def stage(
+        self, uuid: str, body: AsyncIterator[bytes], size: int | None = None, md5: str | None = None
+    ) -> Location:
         """Bring `body` into files of this gateway."""
-        return await self._place(uuid, (self._own.zone, self._own.local.name), body, size, None)
+        return await self._place(uuid, (self._own.zone, self._own.local.name), body, size, md5)
 
     async def _place(
         self, uuid: str, target: Target, body: AsyncIterator[bytes], size: int | None, md5: str | None
@@ -196,11 +198,11 @@ def location(zone: str, stored: Stored) -> Location:
     }  # fmt: skip
 
 
-def data_attributes(placed: Location) -> dict[str, Any]:
+def data_attributes(placed: Location, virtual_size: int | None) -> dict[str, Any]:
     """What an image has from its bytes, as a command sets it."""
     return {
-        "status": "active", "size": placed["size"], "checksum": placed["md5"], "os_hash_algo": "sha512",
-        "os_hash_value": placed["sha512"],
+        "status": "active", "size": placed["size"], "virtual_size": virtual_size, "checksum": placed["md5"],
+        "os_hash_algo": "sha512", "os_hash_value": placed["sha512"],
     }  # fmt: skip
 
 

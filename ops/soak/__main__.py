@@ -1,6 +1,6 @@
 """`python -m ops.soak [NAME ...] [--count N]` (`make soak`): measure on real processes; figures as JSON, then verdicts.
 
-N is the number of kills, rounds, transfers, reads, images or consumers, for a shorter look than the one that is
+N is the number of kills, rounds, transfers, reads, images, writes, gateways or consumers, for a shorter look than the one that is
 recorded. What is measured is added to .run/soak/results.jsonl.
 """
 
@@ -24,6 +24,7 @@ from ops.soak import (
     rejoin,
     restarts,
     scale,
+    streams,
     transfers,
     uplink,
     uplink_traffic,
@@ -43,6 +44,7 @@ RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
     "gateways": many_gateways.run,
     "offline": offline.run,
     "queue": long_queue.run,
+    "streams": streams.run,
     "uplink": uplink.run,
     "uplink-traffic": uplink_traffic.run,
 }
@@ -50,7 +52,7 @@ RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
 RUN_MAX_S = 240.0
 LONG_RUN_MAX_S = {
     "feed": 600.0, "gateway-lists": 1800.0, "gateways": 900.0, "offline": 3600.0, "queue": 3600.0, "rejoin": 1800.0,
-    "scale": 2400.0, "uplink": 900.0, "uplink-traffic": 600.0,
+    "scale": 2400.0, "streams": 2400.0, "uplink": 900.0, "uplink-traffic": 600.0,
 }  # fmt: skip
 
 

@@ -106,33 +106,40 @@ class SwiftConnection:
     async def _tried(
         self, method: str, path: str, options: dict[str, Any], body: Body | None, attempts: int
     ) -> aiohttp.ClientResponse:
-        renewed = False
         while True:
             attempts -= 1
-            may_go_on = attempts > 0
             try:
-                answer = await self._once(method, path, options, body)
+                answer = await self._renewing(method, path, options, body)
+                if answer.status not in PASSING or attempts == 0 or _is_begun(body):
+                    return answer
+                answer.close()
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 if body is not None and body.problem is not None:
                     raise body.problem from None
-                if not may_go_on or isinstance(error, PermissionError) or (body is not None and body.begun):
+                if attempts == 0 or isinstance(error, PermissionError) or _is_begun(body):
                     raise self._away(error) from error
-            else:
-                if body is not None and body.begun:
-                    return answer
-                if answer.status == 401 and not renewed and self._access is not None:
-                    self._until, renewed, attempts = 0.0, True, attempts + 1
-                    answer.close()
-                    continue
-                if answer.status not in PASSING or not may_go_on:
-                    return answer
-                answer.close()
             await asyncio.sleep(self._limits.store_retry_delay_s)
+
+    async def _renewing(
+        self, method: str, path: str, options: dict[str, Any], body: Body | None
+    ) -> aiohttp.ClientResponse:
+        """One try, and another one with a new token where the one on hand was refused."""
+        before = self._access
+        answer = await self._once(method, path, options, body)
+        if answer.status != 401 or before is None or _is_begun(body):
+            return answer
+        answer.close()
+        if self._access is before:
+            self._access = None
+        return await self._once(method, path, options, body)
 
     async def _once(self, method: str, path: str, options: dict[str, Any], body: Body | None) -> aiohttp.ClientResponse:
         access = await self._logged_in()
         if access.token is not None:
             options["headers"]["X-Auth-Token"] = access.token
+        if method == "PUT":
+            # The answer comes when the bytes are on all their disks, or every segment was looked at.
+            options["timeout"] = self._timeout(self._limits.store_put_wait_max_s)
         url = f"{access.url}/{path}"
         if body is None:
             return await self._http().request(method, url, **options)
@@ -188,14 +195,18 @@ class SwiftConnection:
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
-            limits = self._limits
-            timeout = aiohttp.ClientTimeout(
-                total=None, sock_connect=limits.store_connect_max_s, sock_read=limits.store_idle_max_s
-            )
+            timeout = self._timeout(self._limits.store_idle_max_s)
             connector = aiohttp.TCPConnector(limit=0, ssl=self._ssl)
             self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False)
         return self._session
 
+    def _timeout(self, read_s: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(total=None, sock_connect=self._limits.store_connect_max_s, sock_read=read_s)
+
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+def _is_begun(body: Body | None) -> bool:
+    return body is not None and body.begun

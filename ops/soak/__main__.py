@@ -1,7 +1,7 @@
 """`python -m ops.soak [NAME ...] [--count N]` (`make soak`): measure on real processes; figures as JSON, then verdicts.
 
-N is the number of kills, rounds, transfers, reads, images, writes, gateways or consumers, for a shorter look than the one that is
-recorded. What is measured is added to .run/soak/results.jsonl.
+N is the number of kills, rounds, transfers, reads, images, writes, gateways or consumers, for a shorter look than the
+one that is recorded. What is measured is added to .run/soak/results.jsonl.
 """
 
 from __future__ import annotations

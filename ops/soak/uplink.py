@@ -62,7 +62,7 @@ class Clients:
     async def _write(self, phase: str) -> None:
         one = str(uuid.uuid4())
         if await self._ask(phase, "POST", "/v2/images", 201, json={"id": one, "name": "made meanwhile"}):
-            self._paths[1:] = [*self._paths[-20:], f"/v2/images/{one}"][-20:]
+            self._paths[1:] = [*self._paths[1:], f"/v2/images/{one}"][-20:]
 
     async def _read(self, phase: str, number: int) -> None:
         await self._ask(phase, "GET", self._paths[number % len(self._paths)], 200)

@@ -106,6 +106,7 @@ async def _round(cluster: Cluster, clients: Clients, outcome: Outcome) -> None:
     await asyncio.to_thread(_heal, cluster)
     # What was queued meanwhile drains before the next quiet phase.
     outcome.require(await asyncio.to_thread(_online, cluster), "the zone did not come online after it was healed")
+    await clients.phase("changing", _SETTLE_S)
 
 
 def _registry_links(cluster: Cluster) -> list[str]:

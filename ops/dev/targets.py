@@ -60,6 +60,7 @@ TARGETS = {
     "sim": Target("chaos.simulation"),
     "bench": Target("ops.bench"),
     "soak": Target("ops.soak"),
+    "backup-load": Target("ops.dev.backup_load"),
 }
 
 

@@ -19,6 +19,16 @@ HISTORY_EVENTS_MAX = 5_000_000
 HISTORY_LINE_BYTES_MAX = 1024 * 1024
 # The counts are exact; what is shown of a catastrophe fits on a screen.
 PROBLEMS_SHOWN_MAX = 20
+# Orders that the checker keeps apart for one image at a time. Twelve clients whose writes tell no version make 2^12; a
+# hundred times as many take seconds and 100 MB.
+CONFIGURATIONS_MAX = 400_000
+# So many operations end before those of unknown outcome are looked through for what can be forgotten: often enough to
+# keep them few, seldom enough to cost little.
+UNKNOWN_REVIEW_EVERY = 16
+# How many operations before a violation are looked through for the last one at which its answer was possible.
+WINDOW_MAX = 64
+# Of the states that were possible before it: more don't help to understand it.
+STATES_SHOWN_MAX = 3
 
 # A recorded LMDB file of a test is tens of megabytes; the rebuilder holds it in memory.
 RECORDED_FILE_BYTES_MAX = 1024 * 1024 * 1024

@@ -30,6 +30,15 @@ WINDOW_MAX = 64
 # Of the states that were possible before it: more don't help to understand it.
 STATES_SHOWN_MAX = 3
 
+# A gateway that is cut off answers from its own disk; the bound is for a machine that is busy with the cluster.
+CUT_OFF_ANSWER_MAX_S = 5.0
+# Refusals that tell a client of its own doing, by HTTP status: the gateway that gave them is well.
+ANSWERS_OF_HEALTH = (400, 403, 404, 409, 410, 413)
+# A gateway or peer that was started again listens within that time on a busy machine.
+START_MAX_S = 20.0
+# Staleness is told in milliseconds, and rounded.
+CLAIM_ROUNDING_S = 0.001
+
 # A recorded LMDB file of a test is tens of megabytes; the rebuilder holds it in memory.
 RECORDED_FILE_BYTES_MAX = 1024 * 1024 * 1024
 # LMDB writes no more than 64 pages at once.

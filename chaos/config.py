@@ -39,6 +39,14 @@ START_MAX_S = 20.0
 # Staleness is told in milliseconds, and rounded.
 CLAIM_ROUNDING_S = 0.001
 
+# The page of a report is read by people and stays below a few megabytes, however long the run was.
+REPORT_BUCKETS_MAX = 240
+REPORT_BUCKET_MIN_S = 0.1
+REPORT_CLIENTS_MAX = 40
+REPORT_FAULTS_MAX = 200
+REPORT_BREACHES_MAX = 5
+REPORT_VALUE_CHARACTERS_MAX = 400
+
 # A recorded LMDB file of a test is tens of megabytes; the rebuilder holds it in memory.
 RECORDED_FILE_BYTES_MAX = 1024 * 1024 * 1024
 # LMDB writes no more than 64 pages at once.

@@ -52,3 +52,23 @@ RECORDED_FILE_BYTES_MAX = 1024 * 1024 * 1024
 # LMDB writes no more than 64 pages at once.
 RECORDED_WRITE_BYTES_MAX = 64 * 1024 * 1024
 COMPILE_TIMEOUT_S = 120.0
+
+# -- the suite
+# A command of ours starts Python and asks a cluster that may be busy.
+COMMAND_TIMEOUT_S = 60.0
+# A fault lasts longer than an election timeout and than a zone takes to see that it is cut off, so that both happen.
+FAULT_MIN_S, FAULT_MAX_S = 1.5, 5.0
+# Between two faults clients get some ordinary answers.
+CALM_MIN_S, CALM_MAX_S = 1.0, 3.0
+# Below, at and above an election timeout (0.3 to 0.6 s), each way.
+FAULT_LATENCIES_MS = (20, 150, 500)
+# A cluster on a busy machine serves again long before; one that does not is reported as not having come back.
+RECOVERY_MAX_S = 60.0
+# The end of a run, after its time: the last fault heals, clients give up, queues drain, states are read and compared.
+GRACE_S = 240.0
+# One request of a client; longer than an election, shorter than a fault may last.
+REQUEST_MAX_S = 5.0
+# The pace of a client: two cores carry the whole cluster, its proxy and all clients, and must not be what is tested.
+CLIENT_PACE_S = 0.05
+# Images that a set workload of one client makes at most, so that reading all of them at the end stays short.
+IMAGES_PER_CLIENT_MAX = 20_000

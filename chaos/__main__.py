@@ -1,0 +1,111 @@
+"""`make chaos TIME=60 SEED= FAULTS= WORKLOAD=`: break a real cluster under load, heal it, and judge what clients saw.
+
+FAULTS and WORKLOAD are lists with commas; all that fit by default. The last line is the verdict, and so is the exit
+status: 0 all promises kept, 1 not, 2 wrong usage, 3 the run could not be made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from chaos import verdict
+from chaos.cluster import Shape
+from chaos.faults.known import FAULTS, faults
+from chaos.names import UnknownName
+from chaos.scenarios import Plan, Ran, run
+from chaos.workloads.known import WORKLOADS, workloads
+from ops.dev.cluster import RUN_DIR, ClusterError, forget_caller
+
+DEFAULT_TIME_S = 60.0
+KEPT, BROKEN, USAGE, NOT_MADE = 0, 1, 2, 3
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        plan = _plan(arguments)
+    except UnknownName as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    forget_caller()
+    print(f"seed {plan.seed}; {plan.directory}", flush=True)
+    try:
+        ran = asyncio.run(_shown(plan))
+    except (ClusterError, TimeoutError) as error:
+        print(f"the run could not be made: {error or 'it was not over in time'}")
+        print(f"verdict: none; to repeat: {repeating(plan)}")
+        return NOT_MADE
+    return _told(ran)
+
+
+def _plan(arguments: Sequence[str]) -> Plan:
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser.add_argument("--time", type=float, default=DEFAULT_TIME_S, metavar="S", help="how long faults are injected")
+    parser.add_argument("--seed", type=int, default=None, help="decides faults and clients; another one in each run")
+    parser.add_argument("--faults", default="", help=f"of {', '.join(FAULTS)}")
+    parser.add_argument("--workload", default="", help=f"of {', '.join(WORKLOADS)}")
+    parser.add_argument("--peers", type=int, choices=(3, 5), default=3, help="voters of the registry")
+    parser.add_argument("--observers", type=int, choices=(0, 1, 2), default=1)
+    parser.add_argument("--zones", default="ams,fra", help="a gateway in each")
+    parser.add_argument("--directory", type=Path, default=RUN_DIR / "chaos", help="where runs are kept")
+    given = parser.parse_args(arguments)
+    seed = secrets.randbelow(10**9) if given.seed is None else given.seed
+    return Plan(
+        directory=given.directory / f"{time.strftime('%Y%m%dT%H%M%S')}-{seed}",
+        seed=seed,
+        time_s=given.time,
+        faults=faults(_names(given.faults)),
+        workloads=workloads(_names(given.workload)),
+        shape=Shape(given.peers, given.observers, tuple(_names(given.zones))),
+    )
+
+
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+async def _shown(plan: Plan) -> Ran:
+    """The run, with what goes on in one line of the terminal, where there is one."""
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("")
+        return await run(plan, lambda what: progress.update(task, description=what))
+
+
+def _told(ran: Ran) -> int:
+    """Print what was checked; the exit status."""
+    acknowledged = sum(operation.acknowledged for operation in ran.operations)
+    print(f"{len(ran.operations)} operations, {acknowledged} acknowledged; {len(ran.faults)} faults; {ran.proxy}")
+    for name, reason in ran.left_out.items():
+        print(f"fault {name} was left out: {reason}")
+    for check in ran.checks:
+        print(f"{check.result:<17} {check.promise:<7} {check.name}: {check.verified} verified, {check.breaches} broken")
+        for sentence in [*(breach.sentence for breach in check.shown), *check.unknown]:
+            print(f"    {sentence}")
+    said = verdict.overall(ran.checks)
+    if said == verdict.PASS:
+        print(f"verdict: {said}")
+        return KEPT
+    print(f"to repeat: {repeating(ran.plan)}")
+    print(f"verdict: {said}")
+    return BROKEN
+
+
+def repeating(plan: Plan) -> str:
+    """The command that makes the same run again: the same faults in the same order, the same choices of clients."""
+    chosen = ",".join(fault.name for fault in plan.faults)
+    work = ",".join(workload.name for workload in plan.workloads)
+    shape = f"--peers {plan.shape.peers} --observers {plan.shape.observers} --zones {','.join(plan.shape.zones)}"
+    return f'make chaos TIME={plan.time_s:g} SEED={plan.seed} FAULTS={chosen} WORKLOAD={work} ARGS="{shape}"'
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,124 @@
+"""One run of the suite: a cluster, clients and faults drawn by a seed; then everything heals, drains and is judged.
+
+A run's directory holds history.jsonl, faults.jsonl, evidence.json, the processes' logs and the report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chaos import config, final_state, history
+from chaos.cluster import ClusterUnderTest, Shape
+from chaos.faults.fault import Fault
+from chaos.faults.sequence import FaultSequence, Injected
+from chaos.history import History, Operation
+from chaos.judge import EVIDENCE_FILE, HISTORY_FILE, Evidence, judge
+from chaos.verdict import Check
+from chaos.workloads.workload import Site, Workload
+
+FAULTS_FILE = "faults.jsonl"
+
+
+@dataclass
+class Plan:
+    """What is to be run. `time_s` is how long faults are injected; the run ends GRACE_S after that at the latest."""
+
+    directory: Path
+    seed: int
+    time_s: float
+    faults: Sequence[type[Fault]]
+    workloads: Sequence[type[Workload]]
+    shape: Shape = field(default_factory=Shape)
+
+
+@dataclass
+class Ran:
+    """What a run was, and what the judge says of it. `left_out`: faults that could not be injected, with the reason."""
+
+    plan: Plan
+    proxy: str
+    operations: list[Operation]
+    faults: list[Injected]
+    checks: list[Check]
+    evidence: Evidence
+    left_out: dict[str, str]
+
+
+async def run(plan: Plan, now: Callable[[str], None] = lambda _: None) -> Ran:
+    """The whole run, bounded in time; `now` is told what goes on. Raises ClusterError if the cluster can't start."""
+    plan.directory.mkdir(parents=True)
+    cluster = ClusterUnderTest(plan.directory / "cluster", plan.shape)
+    now("starting the cluster")
+    await asyncio.to_thread(cluster.start)
+    try:
+        async with asyncio.timeout(plan.time_s + config.GRACE_S):
+            return await _run(plan, cluster, now)
+    finally:
+        await asyncio.to_thread(cluster.stop)
+
+
+async def _run(plan: Plan, cluster: ClusterUnderTest, now: Callable[[str], None]) -> Ran:
+    site = Site(cluster, History(plan.directory / HISTORY_FILE), plan.seed)
+    workloads = [workload() for workload in plan.workloads]
+    fitting, left_out = fitting_faults(plan, cluster)
+    sequence = FaultSequence(site, fitting, plan.directory / FAULTS_FILE)
+    sequence.now = now
+    for workload in workloads:
+        await workload.prepare(site)
+    async with _at_work(site, workloads):
+        await sequence.run(time.monotonic() + plan.time_s)
+    now("draining")
+    troubles = await _settled(cluster, sequence.troubles)
+    for workload in workloads:
+        await workload.finish(site)
+    troubles += await asyncio.to_thread(cluster.settle, config.RECOVERY_MAX_S)
+    site.history.close()
+    now("reading what is there")
+    evidence = await final_state.read(site, troubles)
+    evidence.save(plan.directory)
+    now("judging")
+    operations = history.read(site.history.path)
+    checks = await asyncio.to_thread(judge, operations, evidence)
+    return Ran(plan, cluster.proxy, operations, sequence.injected, checks, evidence, left_out)
+
+
+def fitting_faults(plan: Plan, cluster: ClusterUnderTest) -> tuple[list[type[Fault]], dict[str, str]]:
+    """The faults that can be injected here, and for the others why not."""
+    fitting, left_out = [], {}
+    running = {workload.name for workload in plan.workloads}
+    for kind in plan.faults:
+        spoilt = sorted(running.intersection(kind.spoils))
+        reason = f"it would spoil {', '.join(spoilt)}" if spoilt else kind().available(cluster)
+        if reason is None:
+            fitting.append(kind)
+        else:
+            left_out[kind.name] = reason
+    return fitting, left_out
+
+
+@contextlib.asynccontextmanager
+async def _at_work(site: Site, workloads: Sequence[Workload]) -> Any:
+    """All clients at work for as long as the block lasts. One that breaks breaks the run: nothing would test it."""
+    clients: list[Coroutine[Any, Any, None]] = [client for one in workloads for client in one.clients(site)]
+    async with asyncio.TaskGroup() as tasks:
+        for client in clients:
+            tasks.create_task(client)
+        try:
+            yield
+        finally:
+            site.stopped.set()
+
+
+async def _settled(cluster: ClusterUnderTest, troubles: Sequence[str]) -> list[str]:
+    """Heal whatever is still broken, and wait until everything is drained; all that did not come back by itself."""
+    fallen = await asyncio.to_thread(cluster.mend)
+    return [*troubles, *fallen, *await asyncio.to_thread(cluster.settle, config.RECOVERY_MAX_S)]
+
+
+__all__ = ["EVIDENCE_FILE", "FAULTS_FILE", "HISTORY_FILE", "Plan", "Ran", "fitting_faults", "run"]

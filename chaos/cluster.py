@@ -133,7 +133,9 @@ class ClusterUnderTest(Cluster):
         ]
         for gateway in self.gateways:
             status = self.gateway_status(gateway) or {}
-            troubles.append(f"{gateway} has {status.get('queue_depth')} pending writes at {status.get('feed_position')}")
+            troubles.append(
+                f"{gateway} has {status.get('queue_depth')} pending writes at {status.get('feed_position')}"
+            )
         return troubles
 
     def wipe(self, peer: str) -> None:

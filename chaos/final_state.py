@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 from chaos import config
@@ -22,16 +23,16 @@ async def read(site: Site, troubles: list[str]) -> Evidence:
     async with client_of(cluster, config.RECOVERY_MAX_S) as registry:
         images = await registry_images(registry)
         changes = await _changes(registry)
-    zones = {}
+    zones: dict[str, list[Mapping[str, Any]]] = {}
     for name, zone in cluster.zones.items():
         async with ImagesApi(zone) as api:
-            zones[name] = await api.images()
+            zones[name] = [*await api.images()]
     return Evidence(
-        registry=images,
+        registry=[*images],
         zones=zones,
         known=sorted(site.known),
         parked=await asyncio.to_thread(cluster.parked),
-        changes=changes,
+        changes=[*changes],
         digests=await _digests(site),
         processes=cluster.voters_and_observers,
         troubles=troubles,

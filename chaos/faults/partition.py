@@ -55,7 +55,9 @@ class MajorityRing(Partition):
         ring = chance.sample(cluster.peers, len(cluster.peers))
         near = {frozenset((one, ring[place - 1])) for place, one in enumerate(ring)}
         apart = [pair for pair in _pairs(ring) if frozenset(pair) not in near] or [(ring[0], ring[1])]
-        links = [f"{kind}-{a}-{b}" for one, two in apart for a, b in ((one, two), (two, one)) for kind in ("raft", "api")]
+        links = [
+            f"{kind}-{a}-{b}" for one, two in apart for a, b in ((one, two), (two, one)) for kind in ("raft", "api")
+        ]
         return Aim(f"ring {' '.join(ring)}"), links
 
 

@@ -35,7 +35,7 @@ class Injected:
 
 
 class FaultSequence:
-    """Injects faults of the given kinds until a moment; `injected` and `troubles` tell of it, the file as it happens."""
+    """Injects faults of the given kinds until a moment; `injected` and `troubles` tell of it, and so does the file."""
 
     def __init__(self, site: Site, kinds: Sequence[type[Fault]], path: Path) -> None:
         self._site, self._path = site, path
@@ -63,7 +63,9 @@ class FaultSequence:
                 for fault, aim in aimed:
                     records.append(await self._inject(fault, aim, noted))
                 self.now(", ".join(f"{one.name}: {one.target}" for one in records))
-                await _sleep_until(min(max(until, time.monotonic() + config.FAULT_MIN_S), time.monotonic() + step.lasts_s))
+                await _sleep_until(
+                    min(max(until, time.monotonic() + config.FAULT_MIN_S), time.monotonic() + step.lasts_s)
+                )
             except (LinkError, ProcessError, ClusterError) as error:
                 self.troubles.append(f"step {step.number} ({', '.join(step.faults)}): {error}")
         await self._heal([fault for fault, _ in aimed])

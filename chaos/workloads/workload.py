@@ -45,7 +45,7 @@ class Workload(ABC):
 
     async def prepare(self, site: Site) -> None:
         """What has to be there before the first fault."""
-        return None
+        return
 
     @abstractmethod
     def clients(self, site: Site) -> Sequence[Coroutine[Any, Any, None]]:
@@ -53,7 +53,7 @@ class Workload(ABC):
 
     async def finish(self, site: Site) -> None:
         """What clients do once all is healed and drained, such as to read in one zone what was made in another."""
-        return None
+        return
 
 
 def new_uuid(chance: random.Random) -> str:

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import platform
 import secrets
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from chaos import verdict
+from chaos import report, verdict
 from chaos.cluster import Shape
 from chaos.faults.known import FAULTS, faults
 from chaos.names import UnknownName
 from chaos.scenarios import Plan, Ran, run
 from chaos.workloads.known import WORKLOADS, workloads
 from ops.dev.cluster import RUN_DIR, ClusterError, forget_caller
+from ops.soak.outcome import commit
 
 DEFAULT_TIME_S = 60.0
+REPORT_FILE = "report.html"
 KEPT, BROKEN, USAGE, NOT_MADE = 0, 1, 2, 3
 
 
@@ -81,22 +86,37 @@ async def _shown(plan: Plan) -> Ran:
 
 
 def _told(ran: Ran) -> int:
-    """Print what was checked; the exit status."""
+    """Print what was checked and write the report; the exit status."""
     acknowledged = sum(operation.acknowledged for operation in ran.operations)
     print(f"{len(ran.operations)} operations, {acknowledged} acknowledged; {len(ran.faults)} faults; {ran.proxy}")
     for name, reason in ran.left_out.items():
         print(f"fault {name} was left out: {reason}")
+    Console().print(report.table(ran.checks))
     for check in ran.checks:
-        print(f"{check.result:<17} {check.promise:<7} {check.name}: {check.verified} verified, {check.breaches} broken")
         for sentence in [*(breach.sentence for breach in check.shown), *check.unknown]:
-            print(f"    {sentence}")
+            print(f"{check.name}: {sentence}")
+    page = ran.plan.directory / REPORT_FILE
+    page.write_text(report.page(ran.checks, ran.operations, _facts(ran)), encoding="utf-8")
+    print(f"report: {page}")
     said = verdict.overall(ran.checks)
-    if said == verdict.PASS:
-        print(f"verdict: {said}")
-        return KEPT
-    print(f"to repeat: {repeating(ran.plan)}")
+    if said != verdict.PASS:
+        print(f"to repeat: {repeating(ran.plan)}")
     print(f"verdict: {said}")
-    return BROKEN
+    return KEPT if said == verdict.PASS else BROKEN
+
+
+def _facts(ran: Ran) -> report.Facts:
+    shape = ran.plan.shape
+    details = {
+        "cluster": f"{shape.peers} peers, {shape.observers} observers, zones {', '.join(shape.zones)}",
+        "links through": ran.proxy,
+        "workloads": ", ".join(workload.name for workload in ran.plan.workloads),
+        "faults": ", ".join(f"{name} {count}" for name, count in Counter(one.name for one in ran.faults).items()),
+        "left out": "; ".join(f"{name}: {reason}" for name, reason in ran.left_out.items()) or "nothing",
+        "Python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.release()}, {os.cpu_count()} cores",
+    }
+    return report.Facts(ran.plan.seed, repeating(ran.plan), commit(), ran.plan.directory.name.split("-")[0], details)
 
 
 def repeating(plan: Plan) -> str:

@@ -94,7 +94,7 @@ class ClusterUnderTest(Cluster):
 
     def mend(self) -> list[str]:
         """Heal every link, let every process go on and start the ones that are down; a sentence for each of these."""
-        for name in self.through.addresses():
+        for name in self.through.broken():
             self.through.heal(name)
         names = [*self.voters_and_observers, *self.gateways]
         down = [name for name in names if not self.processes[name].running]

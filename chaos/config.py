@@ -72,3 +72,11 @@ REQUEST_MAX_S = 5.0
 CLIENT_PACE_S = 0.05
 # Images that a set workload of one client makes at most, so that reading all of them at the end stays short.
 IMAGES_PER_CLIENT_MAX = 20_000
+# A consumer of the feed leaves after this and comes back: resuming is what is tested.
+FEED_STRETCH_S = 1.0
+# One operation of the history, and so one line, holds so many changes at most.
+FEED_CHANGES_MAX = 2_000
+# Images with data that one client makes at most: the end of a run reads all of them in the other zone.
+IMAGES_WITH_DATA_MAX = 400
+# Blocks of image numbers so small that every zone gets through several of them in a run.
+ID_BLOCK, ID_RUNWAY_H = 100, 0.02

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chaos import config
+from chaos.changes import change_of, owner_of, revision_of
 from chaos.judge import Evidence
 from chaos.workloads.workload import Site
 from ops.dev.backup_job import ImagesApi
@@ -43,26 +44,17 @@ async def _changes(registry: Client) -> list[dict[str, Any]]:
     """All changes of images from the first on, as far as the registry has come; none where the first are gone."""
     status = await registry.status()
     changes: list[dict[str, Any]] = []
+    owners: dict[str, str | None] = {}
     async with contextlib.aclosing(registry.changes(f"{status['epoch']}.0")) as messages:
         with contextlib.suppress(errors.Gone):
             async for message in messages:
                 if message["type"] == "change" and message["kind"] == "image":
-                    changes.append(change(message))
-                if int(message["cursor"].partition(".")[2]) >= status["revision"]:
+                    one = message["uuid"]
+                    owners[one] = owner_of(message) or owners.get(one)
+                    changes.append(change_of(message) | {"owner": owners[one]})
+                if revision_of(message["cursor"]) >= status["revision"]:
                     break
     return changes
-
-
-def change(message: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a message of the feed, which is a change of an image or says that one has left the filter."""
-    image = message.get("image") or {}
-    revision = message.get("revision") or int(message["cursor"].partition(".")[2])
-    return {
-        "revision": revision,
-        "uuid": message["uuid"],
-        "version": message["version"],
-        "owner": (image.get("attributes") or image).get("owner"),
-    }
 
 
 async def _digests(site: Site) -> dict[str, dict[str, str]]:

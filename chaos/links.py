@@ -124,6 +124,12 @@ class Links:
         self._known(name)
         self._call(f"healing link {name}", lambda: self._set(name, enabled=True, swallowed=(), latency_ms=0))
 
+    def broken(self) -> list[str]:
+        """The links that are cut, delayed or otherwise not as they were made, by one question to the proxy."""
+        told = self._call("asking for all links", lambda: self._request("GET", "/proxies").json())
+        shown = {name: told.get(self._prefix + name) for name in self._addresses}
+        return [name for name, link in shown.items() if link is None or not link["enabled"] or link["toxics"]]
+
     def latency(self, name: str, ms: int) -> None:
         """Delay what is sent by `ms`, each way, until `heal` or another delay."""
         self._known(name)

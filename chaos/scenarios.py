@@ -6,7 +6,6 @@ A run's directory holds history.jsonl, faults.jsonl, evidence.json, the processe
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +52,8 @@ class Ran:
 async def run(plan: Plan, now: Callable[[str], None] = lambda _: None) -> Ran:
     """The whole run, bounded in time; `now` is told what goes on. Raises ClusterError if the cluster can't start."""
     plan.directory.mkdir(parents=True)
-    cluster = ClusterUnderTest(plan.directory / "cluster", plan.shape)
+    limits = {"id_block_min": config.ID_BLOCK, "runway_h": config.ID_RUNWAY_H}
+    cluster = ClusterUnderTest(plan.directory / "cluster", plan.shape, gateway_limits=limits)
     now("starting the cluster")
     await asyncio.to_thread(cluster.start)
     try:
@@ -69,15 +69,16 @@ async def _run(plan: Plan, cluster: ClusterUnderTest, now: Callable[[str], None]
     fitting, left_out = fitting_faults(plan, cluster)
     sequence = FaultSequence(site, fitting, plan.directory / FAULTS_FILE)
     sequence.now = now
+    now("making what clients work on")
     for workload in workloads:
         await workload.prepare(site)
-    async with _at_work(site, workloads):
-        await sequence.run(time.monotonic() + plan.time_s)
+    troubles = await _worked(site, workloads, sequence.run(time.monotonic() + plan.time_s))
     now("draining")
-    troubles = await _settled(cluster, sequence.troubles)
-    for workload in workloads:
-        await workload.finish(site)
+    troubles += sequence.troubles
+    troubles += await asyncio.to_thread(cluster.mend)
     troubles += await asyncio.to_thread(cluster.settle, config.RECOVERY_MAX_S)
+    for workload in workloads:
+        await _noting(f"the end of {workload.name}", workload.finish(site), troubles)
     site.history.close()
     now("reading what is there")
     evidence = await final_state.read(site, troubles)
@@ -86,6 +87,34 @@ async def _run(plan: Plan, cluster: ClusterUnderTest, now: Callable[[str], None]
     operations = history.read(site.history.path)
     checks = await asyncio.to_thread(judge, operations, evidence)
     return Ran(plan, cluster.proxy, operations, sequence.injected, checks, evidence, left_out)
+
+
+async def _worked(site: Site, workloads: Sequence[Workload], faults: Coroutine[Any, Any, None]) -> list[str]:
+    """All clients at work for as long as the faults last; what broke clients, which no fault may do."""
+    troubles: list[str] = []
+    async with asyncio.TaskGroup() as tasks:
+        for workload in workloads:
+            for client in workload.clients(site):
+                tasks.create_task(_noting(workload.name, client, troubles))
+        try:
+            await faults
+        finally:
+            site.stopped.set()
+    return troubles
+
+
+async def _noting(whose: str, work: Coroutine[Any, Any, None], troubles: list[str]) -> None:
+    """Do it; whatever stops it becomes a sentence, and the run goes on to be judged."""
+    try:
+        await work
+    except Exception as error:
+        troubles.append(f"{whose} broke: {_causes(error)}")
+
+
+def _causes(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(_causes(one) for one in error.exceptions)
+    return f"{type(error).__name__}: {error}"
 
 
 def fitting_faults(plan: Plan, cluster: ClusterUnderTest) -> tuple[list[type[Fault]], dict[str, str]]:
@@ -100,25 +129,6 @@ def fitting_faults(plan: Plan, cluster: ClusterUnderTest) -> tuple[list[type[Fau
         else:
             left_out[kind.name] = reason
     return fitting, left_out
-
-
-@contextlib.asynccontextmanager
-async def _at_work(site: Site, workloads: Sequence[Workload]) -> Any:
-    """All clients at work for as long as the block lasts. One that breaks breaks the run: nothing would test it."""
-    clients: list[Coroutine[Any, Any, None]] = [client for one in workloads for client in one.clients(site)]
-    async with asyncio.TaskGroup() as tasks:
-        for client in clients:
-            tasks.create_task(client)
-        try:
-            yield
-        finally:
-            site.stopped.set()
-
-
-async def _settled(cluster: ClusterUnderTest, troubles: Sequence[str]) -> list[str]:
-    """Heal whatever is still broken, and wait until everything is drained; all that did not come back by itself."""
-    fallen = await asyncio.to_thread(cluster.mend)
-    return [*troubles, *fallen, *await asyncio.to_thread(cluster.settle, config.RECOVERY_MAX_S)]
 
 
 __all__ = ["EVIDENCE_FILE", "FAULTS_FILE", "HISTORY_FILE", "Plan", "Ran", "fitting_faults", "run"]

@@ -86,16 +86,17 @@ class FaultSequence:
         """Inject; the history has it from before a process is down, and from when a zone is surely cut off."""
         began = time.monotonic()
         if aim.down:
-            self._note(fault, noted, down=aim.down)
+            self._note(fault, aim, began, noted)
         await asyncio.to_thread(fault.inject, self._site.cluster)
         if not aim.down:
-            self._note(fault, noted, cut=aim.cut)
+            self._note(fault, aim, began, noted)
         self.injected.append(Injected(fault.name, aim.target, began))
         return self.injected[-1]
 
-    def _note(self, fault: Fault, noted: contextlib.ExitStack, **values: Sequence[str]) -> None:
+    def _note(self, fault: Fault, aim: Aim, began: float, noted: contextlib.ExitStack) -> None:
         history = self._site.history
-        operation = history.invoke(PROCESS, KIND, name=fault.name, **values)
+        told = {"name": fault.name, "detail": aim.target, "began": began, "down": aim.down, "cut": aim.cut}
+        operation = history.invoke(PROCESS, KIND, **told)
         noted.callback(history.ok, operation)
 
     async def _heal(self, faults: Sequence[Fault]) -> None:

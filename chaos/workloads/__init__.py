@@ -5,4 +5,11 @@ known       all of them, chosen by name
 recording   clients whose every operation is noted in the history
 register    compare-and-set on few hot images, at the registry
 image_set   images made, read and listed in every zone
+ids         image numbers straight from the registry
+life        images created, renamed, deleted at home and looked at in another zone
+conflict    images that two zones write at the same time
+sharing     images shared between tenants
+feed        consumers of the changefeed
+data        image data with checksums, in two zones
+backup      the backup job of a cloud
 """

@@ -15,6 +15,8 @@ from chaos.workloads.workload import Site, Workload, new_uuid
 from raftreg.client import Client
 
 REGISTERS, FREE_CLIENTS = 2, 2
+# A run makes a registry of its own; a restore, after which there is another one, spoils this workload.
+FIRST_EPOCH = 1
 
 
 class Register(Workload):
@@ -62,7 +64,7 @@ class Register(Workload):
 async def _create(client: Client, one: str, value: str) -> Values:
     attributes = {"name": value, "disk_format": "raw", "container_format": "bare", "owner": "demo"}
     image = await client.create_image(uuid=one, attributes=attributes)
-    return {"version": image["version"]}
+    return _written(image, value)
 
 
 async def _read(client: Client, one: str) -> Values:
@@ -72,5 +74,10 @@ async def _read(client: Client, one: str) -> Values:
 
 async def _set(client: Client, one: str, value: str, base: int | None) -> Values:
     image = await client.update_image(one, {"name": value}, base_version=base)
-    # A retry is answered with the image as it is now, which somebody may have changed since.
-    return {"version": image["version"]} if image["name"] == value else {}
+    return _written(image, value)
+
+
+def _written(image: Values, value: str) -> Values:
+    """What an answer tells. A retry is answered with the image as it is now, which somebody may have changed since."""
+    committed = {"committed": f"{FIRST_EPOCH}.{image['revision']}"}
+    return committed | ({"version": image["version"]} if image["name"] == value else {})

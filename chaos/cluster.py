@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chaos import config
+from chaos.disturbances import Disturbances
 from chaos.links import Links
 from ops.dev import processes
 from ops.dev.cluster import Cluster
@@ -45,6 +48,7 @@ class ClusterUnderTest(Cluster):
             **options,
         )
         self.guest_tokens: dict[str, str] = {}
+        self.disturbances = Disturbances(base / "disturbances")
 
     @property
     def proxy(self) -> str:
@@ -73,10 +77,9 @@ class ClusterUnderTest(Cluster):
                 tokens, user=GUEST_USER, project=GUEST_PROJECT, roles=["member"]
             )
 
-    def followers(self) -> list[str]:
-        """The peers that don't lead now."""
-        leader = self.wait_leader()
-        return [peer for peer in self.peers if peer != leader]
+    def start_process(self, name: str, extra_env: Mapping[str, str] | None = None) -> None:
+        """As ever, so that disk and clock of the process can be disturbed."""
+        super().start_process(name, {**self.disturbances.environment(name), **(extra_env or {})})
 
     def pause(self, name: str) -> None:
         """SIGSTOP: the process stands still with all its connections open."""
@@ -106,7 +109,8 @@ class ClusterUnderTest(Cluster):
 
     def is_whole(self) -> bool:
         """Whether everything serves all that it is for, by its own word."""
-        return all(self.is_ready(name) for name in [*self.voters_and_observers, *self.gateways])
+        names = [*self.voters_and_observers, *self.gateways]
+        return all(map(self.is_ready, names)) and not any(map(self.is_recovering, self.peers))
 
     def is_settled(self) -> bool:
         """Whether it is whole, every queue is drained and every zone has seen all that the registry holds."""
@@ -142,9 +146,9 @@ class ClusterUnderTest(Cluster):
         """Remove the store of a stopped peer, as a new disk does."""
         shutil.rmtree(store_path(self.wiring.peer_dir(peer)))
 
-    def rejoin(self, peer: str) -> None:
-        """`raftreg rejoin`, for a stopped peer without a store."""
-        self.raftreg("rejoin", "--config", str(self.wiring.peer_dir(peer) / "raftreg.toml"))
+    def rejoin(self, peer: str, *options: str) -> None:
+        """`raftreg rejoin`, for a stopped peer."""
+        self.raftreg("rejoin", "--config", str(self.wiring.peer_dir(peer) / "raftreg.toml"), *options)
 
     def is_recovering(self, peer: str) -> bool:
         """Whether a peer does not vote yet; True also while it does not answer."""
@@ -154,6 +158,19 @@ class ClusterUnderTest(Cluster):
     def raftreg(self, *arguments: str) -> str:
         """A command of the registry; its output. Raises ProcessError."""
         return _command("raftreg.cli", *arguments)
+
+    def scrub(self) -> None:
+        """Have every peer read all its rows again. What it finds ends a peer, and with it the command."""
+        with contextlib.suppress(processes.ProcessError):
+            self.raftreg("verify", "--scrub", "--config", str(self.wiring.registry))
+
+    def backup_file(self, peer: str) -> Path:
+        return self.base / f"{peer}.backup"
+
+    def back_up(self, peer: str) -> None:
+        """`raftreg backup create` beside a peer, into its `backup_file`."""
+        configuration = self.wiring.peer_dir(peer) / "raftreg.toml"
+        self.raftreg("backup", "create", str(self.backup_file(peer)), "--config", str(configuration))
 
     def parked(self) -> list[str]:
         """UUIDs of images of which some zone keeps writes that the registry refused."""

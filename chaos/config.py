@@ -5,6 +5,8 @@ CONTROL_TIMEOUT_S = 10.0
 # What a proxy holds of a connection whose receiver is slow or delayed; more makes the sender wait, as a real link does.
 PROXY_CHUNK_BYTES_MAX = 64 * 1024
 PROXY_CHUNKS_HELD_MAX = 256
+# On a narrow link bytes pass in pieces of this time, so that it flows and does not jump.
+PROXY_MOMENT_S = 0.02
 # A proxied cluster of five peers and four gateways has some forty links.
 PROXY_LINKS_MAX = 256
 PROXY_CONNECTIONS_PER_LINK_MAX = 1024
@@ -62,6 +64,14 @@ FAULT_MIN_S, FAULT_MAX_S = 1.5, 5.0
 CALM_MIN_S, CALM_MAX_S = 1.0, 3.0
 # Below, at and above an election timeout (0.3 to 0.6 s), each way.
 FAULT_LATENCIES_MS = (20, 150, 500)
+# Less than a leader sends under load, and hardly enough for heartbeats.
+FAULT_BANDWIDTHS_KIB_PER_S = (8, 64, 256)
+# A busy disk, and one that makes every turn longer than an election timeout; far below what ends a process (10 s).
+FAULT_SYNC_DELAYS_MS = (30, 150, 700)
+# Within what certificates are valid for on either side, and beyond every timeout.
+FAULT_CLOCK_OFFSETS_S = (-3600, -30, 30, 3600)
+# The bounds of a link's throughput.
+BANDWIDTH_KIB_PER_S_MIN, BANDWIDTH_KIB_PER_S_MAX = 1, 1024 * 1024
 # A cluster on a busy machine serves again long before; one that does not is reported as not having come back.
 RECOVERY_MAX_S = 60.0
 # The end of a run, after its time: the last fault heals, clients give up, queues drain, states are read and compared.
@@ -80,3 +90,5 @@ FEED_CHANGES_MAX = 2_000
 IMAGES_WITH_DATA_MAX = 400
 # Blocks of image numbers so small that every zone gets through several of them in a run.
 ID_BLOCK, ID_RUNWAY_H = 100, 0.02
+# Peers keep so little log that one which was away gets a snapshot.
+LOG_KEEP_ENTRIES = 200

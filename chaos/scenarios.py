@@ -53,7 +53,12 @@ async def run(plan: Plan, now: Callable[[str], None] = lambda _: None) -> Ran:
     """The whole run, bounded in time; `now` is told what goes on. Raises ClusterError if the cluster can't start."""
     plan.directory.mkdir(parents=True)
     limits = {"id_block_min": config.ID_BLOCK, "runway_h": config.ID_RUNWAY_H}
-    cluster = ClusterUnderTest(plan.directory / "cluster", plan.shape, gateway_limits=limits)
+    cluster = ClusterUnderTest(
+        plan.directory / "cluster",
+        plan.shape,
+        gateway_limits=limits,
+        peer_limits={"log_keep_entries": config.LOG_KEEP_ENTRIES},
+    )
     now("starting the cluster")
     await asyncio.to_thread(cluster.start)
     try:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from chaos.faults.disk_and_clock import ClockOffset, FullDisk, SlowSync
 from chaos.faults.fault import Fault
 from chaos.faults.kill import Kill, RestartAll
+from chaos.faults.operations import BackupUnderLoad, Stop, Transfer
 from chaos.faults.partition import LeaderAlone, MajorityRing, OneWay, ZoneAlone, ZoneFromPeer
 from chaos.faults.pause import Pause
-from chaos.faults.slow_links import Latency
+from chaos.faults.slow_links import Bandwidth, Flapping, Latency
+from chaos.faults.stores import CorruptedFile, RolledBackDisk, WipedDisk
 from chaos.names import chosen
 
-FAULTS: dict[str, type[Fault]] = {
-    fault.name: fault
-    for fault in (Kill, Pause, LeaderAlone, MajorityRing, OneWay, ZoneAlone, ZoneFromPeer, Latency, RestartAll)
-}
+_ALL: tuple[type[Fault], ...] = (
+    Kill, Pause, LeaderAlone, MajorityRing, OneWay, ZoneAlone, ZoneFromPeer, Latency, Bandwidth, Flapping, RestartAll,
+    Stop, Transfer, BackupUnderLoad, SlowSync, ClockOffset, FullDisk, WipedDisk, RolledBackDisk, CorruptedFile,
+)  # fmt: skip
+FAULTS = {fault.name: fault for fault in _ALL}
 
 
 def faults(names: Iterable[str]) -> list[type[Fault]]:

@@ -24,7 +24,7 @@ from chaos import report, verdict
 from chaos.cluster import Shape
 from chaos.faults.known import FAULTS, faults
 from chaos.names import UnknownName
-from chaos.scenarios import Plan, Ran, run
+from chaos.scenarios import Plan, Ran, run, tidy
 from chaos.workloads.known import WORKLOADS, workloads
 from ops.dev.cluster import RUN_DIR, ClusterError, forget_caller
 from ops.soak.outcome import commit
@@ -98,6 +98,7 @@ def _told(ran: Ran) -> int:
     page = ran.plan.directory / REPORT_FILE
     page.write_text(report.page(ran.checks, ran.operations, _facts(ran)), encoding="utf-8")
     print(f"report: {page}")
+    tidy(ran)
     said = verdict.overall(ran.checks)
     if said != verdict.PASS:
         print(f"to repeat: {repeating(ran.plan)}")

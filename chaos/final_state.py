@@ -31,7 +31,6 @@ async def read(site: Site, troubles: list[str]) -> Evidence:
     return Evidence(
         registry=[*images],
         zones=zones,
-        known=sorted(site.known),
         parked=await asyncio.to_thread(cluster.parked),
         changes=[*changes],
         digests=await _digests(site),

@@ -19,6 +19,7 @@ from chaos.lives import lives as lives_of
 from chaos.validators.feeds import judge_feeds
 from chaos.validators.offline import judge_cut_off
 from chaos.validators.peers import judge_digests
+from chaos.validators.privacy import judge_privacy
 from chaos.validators.retries import judge_applied_once, judge_retries, merged
 from chaos.validators.sessions import judge_monotonic, judge_own_writes
 from chaos.validators.staleness import judge_staleness
@@ -68,6 +69,7 @@ def judge(operations: Sequence[Operation], evidence: Evidence) -> list[Check]:
         judge_retries(operations),
         judge_own_writes(lives),
         judge_monotonic(operations),
+        judge_privacy(lives),
         judge_cut_off(operations),
         judge_staleness(operations),
         judge_feeds(operations, evidence.changes),

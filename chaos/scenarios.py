@@ -6,6 +6,7 @@ A run's directory holds history.jsonl, faults.jsonl, evidence.json, the processe
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from chaos.faults.fault import Fault
 from chaos.faults.sequence import FaultSequence, Injected
 from chaos.history import History, Operation
 from chaos.judge import EVIDENCE_FILE, HISTORY_FILE, Evidence, judge
-from chaos.verdict import Check
+from chaos.verdict import PASS, Check, overall
 from chaos.workloads.workload import Site, Workload
 
 FAULTS_FILE = "faults.jsonl"
@@ -66,6 +67,14 @@ async def run(plan: Plan, now: Callable[[str], None] = lambda _: None) -> Ran:
             return await _run(plan, cluster, now)
     finally:
         await asyncio.to_thread(cluster.stop)
+
+
+def tidy(ran: Ran) -> None:
+    """Keep the logs, and the cluster's data only where they may explain a breach."""
+    base = ran.plan.directory / "cluster"
+    (base / "logs").rename(ran.plan.directory / "logs")
+    if overall(ran.checks) == PASS:
+        shutil.rmtree(base)
 
 
 async def _run(plan: Plan, cluster: ClusterUnderTest, now: Callable[[str], None]) -> Ran:
@@ -136,4 +145,4 @@ def fitting_faults(plan: Plan, cluster: ClusterUnderTest) -> tuple[list[type[Fau
     return fitting, left_out
 
 
-__all__ = ["EVIDENCE_FILE", "FAULTS_FILE", "HISTORY_FILE", "Plan", "Ran", "fitting_faults", "run"]
+__all__ = ["EVIDENCE_FILE", "FAULTS_FILE", "HISTORY_FILE", "Plan", "Ran", "fitting_faults", "run", "tidy"]

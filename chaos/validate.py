@@ -3,7 +3,7 @@
 It sees a history, the registry's images and the zones' listings, all as plain data, and nothing of the cluster that it
 judges. Operation kinds, with what it reads of question and answer (all but `uuid` may be missing):
 
-    create    uuid, gateway -> number              an image was made
+    create    uuid, gateway -> number              an image was made (`write`: a register, or it was changed)
     upload    uuid, sha512, size                   its data was stored
     download  uuid -> sha512, size                 its data was read
     update    uuid, set: {attribute: value} -> version
@@ -82,7 +82,7 @@ def _judge_presence(
 def _judge_phantoms(verdict: Verdict, lives: Mapping[str, Life], rows: Mapping[str, Image], known: set[str]) -> None:
     for uuid in rows.keys() - known:
         life = lives.get(uuid)
-        if life is None or not life.possible("create"):
+        if life is None or not (life.possible("create") or life.possible("write")):
             said = "nobody asked for it" if life is None else "it was refused definitely"
             verdict.breach("phantoms", f"phantom: image {uuid} is in the registry, but {said}")
 

@@ -101,11 +101,14 @@ class FaultSequence:
 
     async def _heal(self, faults: Sequence[Fault]) -> None:
         self.now("healing")
+        history = self._site.history
+        healing = history.invoke(PROCESS, "healing", names=[fault.name for fault in faults])
         for fault in reversed(faults):
             try:
                 await asyncio.to_thread(fault.heal, self._site.cluster)
             except (LinkError, ProcessError, ClusterError) as error:
                 self.troubles.append(f"healing {fault.name}: {error}")
+        history.ok(healing)
 
     async def _recovered(self, step: Step, records: Sequence[Injected]) -> None:
         healed, cluster = time.monotonic(), self._site.cluster

@@ -28,9 +28,10 @@ def judge_monotonic(operations: Iterable[Operation]) -> Check:
     by_gateway: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
         revision = revision_of(operation.answered.get("revision"))
-        if not operation.acknowledged or revision is None:
+        gateway = operation.value("gateway")
+        if not operation.acknowledged or revision is None or gateway is None:
             continue
-        by_gateway[str(operation.value("gateway"))].append(operation)
+        by_gateway[gateway].append(operation)
         after = revision_of(operation.asked.get("after"))
         if after is not None and revision < after:
             check.breach(

@@ -31,7 +31,6 @@ class Register(Workload):
             registry = RegistryClient(client, site.history, "registers")
             for number in range(REGISTERS):
                 one = new_uuid(chance)
-                site.known.add(one)
                 self._registers.append(one)
                 value = f"first-{number}"
                 asked = {"uuid": one, "value": value}

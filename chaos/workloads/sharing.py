@@ -39,22 +39,28 @@ class Sharing(Workload):
                     await self._turn(owner, chance.choice((guest, guest, far_guest)), chance, images)
 
     async def _turn(self, owner: ZoneClient, guest: ZoneClient, chance: random.Random, images: list[str]) -> None:
+        """Mostly looks; an image is shared once, and later taken back and left alone."""
         one, drawn = chance.choice(images), chance.random()
         if drawn < 0.15 and one not in self._shared:
             self._shared.add(one)
-            asked, member = {"uuid": one, "project": GUEST_PROJECT}, {"member": GUEST_PROJECT}
-            await owner.noted("share", asked, "POST", f"/v2/images/{one}/members", json=member)
+            member = {"member": GUEST_PROJECT}
+            await owner.noted("share", tenant(one), "POST", f"/v2/images/{one}/members", json=member)
         elif drawn < 0.25 and one in self._shared:
-            # Left as it is: later looks at it are those of another image.
             images.remove(one)
+            await owner.noted("unshare", tenant(one), "DELETE", f"/v2/images/{one}/members/{GUEST_PROJECT}")
+            await look(guest, one)
         else:
-            await peek(guest, one)
+            await look(guest, one)
 
 
-async def peek(guest: ZoneClient, one: str) -> None:
-    """Look at an image of another tenant."""
-    asked = {"uuid": one, "project": GUEST_PROJECT}
-    await guest.noted("peek", asked, "GET", f"/v2/images/{one}", _found, good=(200, 404))
+async def look(guest: ZoneClient, one: str) -> None:
+    """Look for an image of another tenant."""
+    await guest.noted("spy", tenant(one), "GET", f"/v2/images/{one}", _found, good=(200, 404))
+
+
+def tenant(one: str) -> Values:
+    """An image and who it is shared with, as the judge knows it."""
+    return {"uuid": one, "tenant": GUEST_PROJECT}
 
 
 def _found(answer: Answer) -> Values:

@@ -17,13 +17,12 @@ from chaos.history import History
 
 @dataclass
 class Site:
-    """Where workloads are at work. `known` are UUIDs of images that were made before the history begins."""
+    """Where workloads are at work."""
 
     cluster: ClusterUnderTest
     history: History
     seed: int
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
-    known: set[str] = field(default_factory=set)
 
     def chance(self, process: str) -> random.Random:
         """The randomness of one client, decided by the seed."""

@@ -41,6 +41,8 @@ def good() -> Run:
     at_gateway(story, "get", uuid="img", answered={"found": True, "attributes": {"name": "c"}, "revision": "1.2"})
     at_gateway(story, "download", uuid="img", answered={"sha512": HASH})
     story.add("write", uuid="hot", value="x", answered={"version": 1}).read(1, "x", uuid="hot")
+    at_gateway(story, "share", uuid="img", tenant="spy", at=40.0)
+    at_gateway(story, "spy", uuid="img", tenant="spy", at=42.0, answered={"found": True})
     story.add(
         "feed", consumer="c", after="1.0", answered={"until": "1.2", "changes": [change(1, "reg"), change(2, "reg", 2)]}
     )
@@ -94,12 +96,13 @@ def changed_feed(**answered: Any) -> Callable[[], Run]:
 
 
 ALL = [change(1, "reg"), change(2, "reg", 2), change(3, "img"), change(4, "hot")]
-OWN, BACK, CUT, STALE, FEED = (
+OWN, BACK, CUT, STALE, FEED, PRIVATE = (
     "own writes are seen at once",
     "reads of a gateway never go back",
     "a zone that is cut off answers",
     "nothing is called fresher than it is",
     "changes come in order, all and once",
+    "other tenants see what is shared, and no more",
 )
 
 BAD: dict[str, tuple[str, Callable[[], Run]]] = {
@@ -179,6 +182,17 @@ BAD: dict[str, tuple[str, Callable[[], Run]]] = {
         "all copies of the state are equal", with_evidence(digests={"a": {"9": "d"}, "b": {"9": "e"}}),
     ),
     "a peer without a digest": ("all copies of the state are equal", with_evidence(digests={"a": {"9": "d"}})),
+    "a tenant that sees what is not shared": (
+        PRIVATE, with_story(lambda s: at_gateway(s, "spy", uuid="img", tenant="third", answered={"found": True})),
+    ),
+    "a tenant that sees what is not shared any more": (
+        PRIVATE,
+        with_story(lambda s: at_gateway(at_gateway(s, "unshare", uuid="img", tenant="spy"), "spy", uuid="img",
+                                        tenant="spy", answered={"found": True})),
+    ),
+    "a tenant that does not see what is shared": (
+        PRIVATE, with_story(lambda s: at_gateway(s, "spy", uuid="img", tenant="spy", answered={"found": False})),
+    ),
     "other data downloaded": (
         "data are what was stored",
         with_story(lambda s: at_gateway(s, "download", uuid="img", answered={"sha512": OTHER_HASH})),

@@ -11,6 +11,13 @@ validate    the judge of the final state: history against what registry and zone
 validators  what else is checked of a history, a module for each promise
 judge       all of it, for one run
 verdict     what a check found
+report      one page that shows a run
+scenarios   one run of the suite: cluster, clients, faults, healing, judgement
+cluster     the cluster under test
+schedule    which faults come when, by a seed
+faults      ways to break a running cluster
+workloads   what clients do meanwhile
+final_state what a healed cluster holds
 power_loss  what a power failure leaves of an LMDB file
 simulation  schedules of faults on simulated clusters
 """

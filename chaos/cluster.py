@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,35 @@ class ClusterUnderTest(Cluster):
     def rejoin(self, peer: str, *options: str) -> None:
         """`raftreg rejoin`, for a stopped peer."""
         self.raftreg("rejoin", "--config", str(self.wiring.peer_dir(peer) / "raftreg.toml"), *options)
+
+    def begin_anew(self) -> None:
+        """Start the peers after their voter set or epoch has changed, then the observers with empty stores."""
+        self.wiring.write_peers(self.through.addresses())
+        self.restart(*self.peers)
+        self.wait_ready(self.peers)
+        for observer in self.observers:
+            self.rejoin(observer, "--replace")
+        self.restart(*self.observers)
+
+    def replace_voters(self, names: Sequence[str]) -> None:
+        """`raftreg peer replace` with these voters, while all peers are down; the others' directories are removed."""
+        before, listen = self.peers, self.wiring.listen
+        self.kill(*self.voters_and_observers)
+        self.wiring.peers = tuple(names)
+        known = self.through.addresses()
+        for link, upstream in self.wiring.link_upstreams().items():
+            if link not in known:
+                self.through.create(link, upstream)
+        wanted = [
+            f"--peer={name}={self.wiring.listen(f'raft-{name}')},{self.wiring.listen(f'api-{name}')}" for name in names
+        ]
+        self.raftreg("peer", "replace", str(self.wiring.registry), *wanted)
+        for gone in set(before) - set(names):
+            del self.processes[gone]
+            shutil.rmtree(self.wiring.peer_dir(gone))
+        for fresh in set(names) - set(before):
+            self._add_peer(fresh)
+        self.begin_anew()
 
     def is_recovering(self, peer: str) -> bool:
         """Whether a peer does not vote yet; True also while it does not answer."""

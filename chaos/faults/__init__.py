@@ -9,5 +9,6 @@ partition       links that carry nothing
 slow_links      links that are late, narrow or loose
 disk_and_clock  slow syncs, full disks, wrong clocks (by a preloaded library, `disturbance.c`)
 stores          wiped, rolled-back and damaged stores of peers
+rebuilds        the registry restored from a backup, or with other voters
 operations      stops, transfers of the lead, backups
 """

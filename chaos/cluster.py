@@ -168,10 +168,9 @@ class ClusterUnderTest(Cluster):
         for link, upstream in self.wiring.link_upstreams().items():
             if link not in known:
                 self.through.create(link, upstream)
-        wanted = [
-            f"--peer={name}={self.wiring.listen(f'raft-{name}')},{self.wiring.listen(f'api-{name}')}" for name in names
-        ]
-        self.raftreg("peer", "replace", str(self.wiring.registry), *wanted)
+        wanted = [f"--peer={name}={listen(f'raft-{name}')},{listen(f'api-{name}')}" for name in names]
+        # Links answer in the name of peers that are down: hence --offline.
+        self.raftreg("peer", "replace", str(self.wiring.registry), *wanted, "--offline")
         for gone in set(before) - set(names):
             del self.processes[gone]
             shutil.rmtree(self.wiring.peer_dir(gone))

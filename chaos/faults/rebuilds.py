@@ -39,7 +39,8 @@ class Restore(Fault):
         for peer in cluster.peers:
             cluster.wipe(peer)
         directories = [str(cluster.wiring.peer_dir(peer)) for peer in cluster.peers]
-        cluster.raftreg("restore", str(file), *directories, "--yes")
+        # Links answer in the name of peers that are down: hence --offline.
+        cluster.raftreg("restore", str(file), *directories, "--yes", "--offline")
         file.unlink()
         cluster.begin_anew()
 

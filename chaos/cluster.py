@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,13 +109,29 @@ class ClusterUnderTest(Cluster):
         return found
 
     def is_whole(self) -> bool:
-        """Whether everything serves all that it is for, by its own word."""
-        names = [*self.voters_and_observers, *self.gateways]
-        return all(map(self.is_ready, names)) and not any(map(self.is_recovering, self.peers))
+        """Whether everything serves all that it is for, by its own word. A gateway may still have much to drain."""
+        return not self.away()
+
+    def away(self) -> list[str]:
+        """Who does not serve, or not yet as a voter."""
+        peers = [name for name in self.voters_and_observers if not self.is_ready(name)]
+        recovering = [name for name in self.peers if name not in peers and self.is_recovering(name)]
+        return [*peers, *recovering, *(name for name in self.gateways if not self._is_linked(name))]
+
+    def _is_linked(self, gateway: str) -> bool:
+        status = self.gateway_status(gateway)
+        return status is not None and status["state"] != "degraded"
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Poll until it holds; False if it does not in time, however long one look takes."""
+        end = time.monotonic() + timeout_s
+        while not (holds := condition()) and time.monotonic() < end:
+            processes.wait_until(lambda: False, config.LOOK_S)
+        return holds
 
     def is_settled(self) -> bool:
         """Whether it is whole, every queue is drained and every zone has seen all that the registry holds."""
-        if not self.is_whole():
+        if not all(map(self.is_ready, [*self.voters_and_observers, *self.gateways])):
             return False
         leader = self.leader()
         head = self.ask_peer(leader, "/registry/v1/status") if leader else None
@@ -128,12 +145,11 @@ class ClusterUnderTest(Cluster):
 
     def settle(self, timeout_s: float) -> list[str]:
         """Wait until it is settled; a sentence for everything that is not in time."""
-        if processes.wait_until(self.is_settled, timeout_s):
+        if self.wait(self.is_settled, timeout_s):
             return []
         troubles = [
             f"{name} does not serve {timeout_s:.0f} s after healing; see {self.processes[name].log}"
-            for name in [*self.voters_and_observers, *self.gateways]
-            if not self.is_ready(name)
+            for name in self.away()
         ]
         for gateway in self.gateways:
             status = self.gateway_status(gateway) or {}

@@ -75,7 +75,11 @@ BANDWIDTH_KIB_PER_S_MIN, BANDWIDTH_KIB_PER_S_MAX = 1, 1024 * 1024
 # A cluster on a busy machine serves again long before; one that does not is reported as not having come back.
 RECOVERY_MAX_S = 60.0
 # The end of a run, after its time: the last fault heals, clients give up, queues drain, states are read and compared.
-GRACE_S = 240.0
+GRACE_S = 480.0
+# Of it: draining what zones took while they were cut off. Writes of one image leave in separate batches.
+DRAIN_MAX_S = 180.0
+# Between two looks at a cluster, each of which asks every process.
+LOOK_S = 0.1
 # One request of a client; longer than an election, shorter than a fault may last.
 REQUEST_MAX_S = 5.0
 # The pace of a client: two cores carry the whole cluster, its proxy and all clients, and must not be what is tested.

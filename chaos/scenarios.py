@@ -90,8 +90,9 @@ async def _run(plan: Plan, cluster: ClusterUnderTest, now: Callable[[str], None]
     now("draining")
     troubles += sequence.troubles
     troubles += await asyncio.to_thread(cluster.mend)
-    troubles += await asyncio.to_thread(cluster.settle, config.RECOVERY_MAX_S)
+    troubles += await asyncio.to_thread(cluster.settle, config.DRAIN_MAX_S)
     for workload in workloads:
+        now(f"the end of {workload.name}")
         await _noting(f"the end of {workload.name}", workload.finish(site), troubles)
     site.history.close()
     now("reading what is there")

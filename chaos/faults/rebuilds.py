@@ -7,7 +7,6 @@ import random
 from chaos import config
 from chaos.cluster import ClusterUnderTest
 from chaos.faults.fault import Aim, Fault
-from ops.dev import processes
 from ops.dev.processes import ProcessError
 
 FEWER, MORE = "abc", "abcde"
@@ -59,7 +58,7 @@ class VoterChange(Fault):
 
     def inject(self, cluster: ClusterUnderTest) -> None:
         cluster.replace_voters(MORE)
-        if not processes.wait_until(lambda: not any(map(cluster.is_recovering, MORE)), config.RECOVERY_MAX_S):
+        if not cluster.wait(lambda: not any(map(cluster.is_recovering, MORE)), config.RECOVERY_MAX_S):
             raise ProcessError(f"new voters have not caught up {config.RECOVERY_MAX_S:.0f} s after they were added")
 
     def heal(self, cluster: ClusterUnderTest) -> None:

@@ -16,7 +16,6 @@ from chaos.faults.fault import Aim, Fault
 from chaos.links import LinkError
 from chaos.schedule import Step
 from chaos.workloads.workload import Site
-from ops.dev import processes
 from ops.dev.cluster import ClusterError
 from ops.dev.processes import ProcessError
 
@@ -112,7 +111,7 @@ class FaultSequence:
 
     async def _recovered(self, step: Step, records: Sequence[Injected]) -> None:
         healed, cluster = time.monotonic(), self._site.cluster
-        whole = await asyncio.to_thread(processes.wait_until, cluster.is_whole, config.RECOVERY_MAX_S)
+        whole = await asyncio.to_thread(cluster.wait, cluster.is_whole, config.RECOVERY_MAX_S)
         for record in records:
             record.healed, record.recovered = healed, time.monotonic() if whole else None
             with self._path.open("a", encoding="utf-8") as file:
@@ -123,7 +122,7 @@ class FaultSequence:
     def _describe(self, step: Step) -> None:
         """Say what does not serve, and start again what has ended by itself, so that the run can go on."""
         cluster = self._site.cluster
-        away = [name for name in (*cluster.voters_and_observers, *cluster.gateways) if not cluster.is_ready(name)]
+        away = cluster.away()
         after = f"{config.RECOVERY_MAX_S:.0f} s after {', '.join(step.faults)}"
         self.troubles.append(f"{after} there is no full service from {', '.join(away) or 'anyone at the same time'}")
         self.troubles += cluster.mend()

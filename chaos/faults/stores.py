@@ -10,7 +10,6 @@ import lmdb
 from chaos import config
 from chaos.cluster import ClusterUnderTest
 from chaos.faults.fault import Aim, Fault
-from ops.dev import processes
 from ops.dev.processes import ProcessError
 from raftreg.store import store_path
 from raftreg.tables import CHANGES
@@ -77,7 +76,7 @@ class CorruptedFile(StoreFault):
         process = cluster.processes[self._victim]
         cluster.wait_ready([self._victim])
         cluster.scrub()
-        if not processes.wait_until(lambda: not process.running, config.RECOVERY_MAX_S):
+        if not cluster.wait(lambda: not process.running, config.RECOVERY_MAX_S):
             raise ProcessError(f"{self._victim} goes on with a damaged row, which a scrub should have found")
         cluster.rejoin(self._victim, "--replace")
         cluster.restart(self._victim)

@@ -25,7 +25,6 @@ from chaos.names import UnknownName
 from chaos.scenarios import Plan, fitting_faults, run
 from chaos.verdict import PASS, overall
 from chaos.workloads.known import WORKLOADS, workloads
-from ops.dev.processes import wait_until
 
 TOGETHER, ALONE = ("kill", "pause", "latency"), ("wiped-disk", "restart-all")
 BASIC = ["kill", "pause", "partition", "latency"]
@@ -122,7 +121,7 @@ def test_a_fault_heals_what_it_broke(cluster: ClusterUnderTest, kind: type[Fault
         fault.inject(cluster)
     finally:
         fault.heal(cluster)
-    assert wait_until(cluster.is_whole, SOON_S), cluster.settle(1.0)
+    assert cluster.wait(cluster.is_whole, SOON_S), cluster.away()
     assert cluster.through.broken() == []
     assert {name for name, process in cluster.processes.items() if process.running} == before
     assert cluster.mend() == []

@@ -11,6 +11,7 @@ import asyncio
 import os
 import platform
 import secrets
+import signal
 import sys
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from chaos import report, verdict
 from chaos.cluster import Shape
@@ -44,8 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     print(f"seed {plan.seed}; {plan.directory}", flush=True)
     try:
         ran = asyncio.run(_shown(plan))
-    except (ClusterError, TimeoutError) as error:
-        print(f"the run could not be made: {error or 'it was not over in time'}")
+    except (ClusterError, TimeoutError, asyncio.CancelledError) as error:
+        print(f"the run was not made, or not to its end: {type(error).__name__} {error}")
         print(f"verdict: none; to repeat: {repeating(plan)}")
         return NOT_MADE
     return _told(ran)
@@ -60,6 +61,7 @@ def _plan(arguments: Sequence[str]) -> Plan:
     parser.add_argument("--peers", type=int, choices=(3, 5), default=3, help="voters of the registry")
     parser.add_argument("--observers", type=int, choices=(0, 1, 2), default=1)
     parser.add_argument("--zones", default="ams,fra", help="a gateway in each")
+    parser.add_argument("--each-once", action="store_true", help="go on until every fault has come")
     parser.add_argument("--directory", type=Path, default=RUN_DIR / "chaos", help="where runs are kept")
     given = parser.parse_args(arguments)
     seed = secrets.randbelow(10**9) if given.seed is None else given.seed
@@ -70,6 +72,7 @@ def _plan(arguments: Sequence[str]) -> Plan:
         faults=faults(_names(given.faults)),
         workloads=workloads(_names(given.workload)),
         shape=Shape(given.peers, given.observers, tuple(_names(given.zones))),
+        each_once=given.each_once,
     )
 
 
@@ -78,11 +81,14 @@ def _names(given: str) -> list[str]:
 
 
 async def _shown(plan: Plan) -> Ran:
-    """The run, with what goes on in one line of the terminal, where there is one."""
-    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    """The run, with a bar of its time and what goes on, where there is a terminal. SIGTERM ends it and its cluster."""
+    running = asyncio.current_task()
+    assert running is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("")
-        return await run(plan, lambda what: progress.update(task, description=what))
+        task = progress.add_task("", total=plan.time_s)
+        return await run(plan, lambda what, done_s: progress.update(task, description=what, completed=done_s))
 
 
 def _told(ran: Ran) -> int:
@@ -125,6 +131,7 @@ def repeating(plan: Plan) -> str:
     chosen = ",".join(fault.name for fault in plan.faults)
     work = ",".join(workload.name for workload in plan.workloads)
     shape = f"--peers {plan.shape.peers} --observers {plan.shape.observers} --zones {','.join(plan.shape.zones)}"
+    shape += " --each-once" if plan.each_once else ""
     return f'make chaos TIME={plan.time_s:g} SEED={plan.seed} FAULTS={chosen} WORKLOAD={work} ARGS="{shape}"'
 
 

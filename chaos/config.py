@@ -78,6 +78,8 @@ RECOVERY_MAX_S = 60.0
 GRACE_S = 480.0
 # Of it: draining what zones took while they were cut off. Writes of one image leave in separate batches.
 DRAIN_MAX_S = 180.0
+# One round of all faults takes three minutes on two quiet cores.
+ROUND_MAX_S = 400.0
 # Between two looks at a cluster, each of which asks every process.
 LOOK_S = 0.1
 # One request of a client; longer than an election, shorter than a fault may last.

@@ -21,13 +21,20 @@ from chaos.history import History, Operation
 from chaos.judge import EVIDENCE_FILE, HISTORY_FILE, Evidence, judge
 from chaos.verdict import PASS, Check, overall
 from chaos.workloads.workload import Site, Workload
+from ops.dev.backup_job import BackupError
+from ops.dev.cluster import ClusterError
+from ops.dev.processes import ProcessError
+from raftreg.errors import RegistryError
 
 FAULTS_FILE = "faults.jsonl"
 
 
 @dataclass
 class Plan:
-    """What is to be run. `time_s` is how long faults are injected; the run ends GRACE_S after that at the latest."""
+    """What is to be run. `time_s` is how long faults are injected; the run ends GRACE_S after that at the latest.
+
+    `each_once`: faults go on until each has come at least once, for which there is ROUND_MAX_S more.
+    """
 
     directory: Path
     seed: int
@@ -35,6 +42,12 @@ class Plan:
     faults: Sequence[type[Fault]]
     workloads: Sequence[type[Workload]]
     shape: Shape = field(default_factory=Shape)
+    each_once: bool = False
+
+    @property
+    def longest_s(self) -> float:
+        """When the run is given up."""
+        return self.time_s + config.GRACE_S + (config.ROUND_MAX_S if self.each_once else 0.0)
 
 
 @dataclass
@@ -50,8 +63,12 @@ class Ran:
     left_out: dict[str, str]
 
 
-async def run(plan: Plan, now: Callable[[str], None] = lambda _: None) -> Ran:
-    """The whole run, bounded in time; `now` is told what goes on. Raises ClusterError if the cluster can't start."""
+Now = Callable[[str, float], None]
+"""Told what goes on, and how many seconds of the run's time are over."""
+
+
+async def run(plan: Plan, now: Now = lambda what, done_s: None) -> Ran:
+    """The whole run, bounded in time. Raises ClusterError if the cluster can't start, or be read in the end."""
     plan.directory.mkdir(parents=True)
     limits = {"id_block_min": config.ID_BLOCK, "runway_h": config.ID_RUNWAY_H}
     cluster = ClusterUnderTest(
@@ -60,10 +77,10 @@ async def run(plan: Plan, now: Callable[[str], None] = lambda _: None) -> Ran:
         gateway_limits=limits,
         peer_limits={"log_keep_entries": config.LOG_KEEP_ENTRIES},
     )
-    now("starting the cluster")
+    now("starting the cluster", 0.0)
     await asyncio.to_thread(cluster.start)
     try:
-        async with asyncio.timeout(plan.time_s + config.GRACE_S):
+        async with asyncio.timeout(plan.longest_s):
             return await _run(plan, cluster, now)
     finally:
         await asyncio.to_thread(cluster.stop)
@@ -77,31 +94,39 @@ def tidy(ran: Ran) -> None:
         shutil.rmtree(base)
 
 
-async def _run(plan: Plan, cluster: ClusterUnderTest, now: Callable[[str], None]) -> Ran:
+async def _run(plan: Plan, cluster: ClusterUnderTest, now: Now) -> Ran:
     site = Site(cluster, History(plan.directory / HISTORY_FILE), plan.seed)
     workloads = [workload() for workload in plan.workloads]
     fitting, left_out = fitting_faults(plan, cluster)
     sequence = FaultSequence(site, fitting, plan.directory / FAULTS_FILE)
-    sequence.now = now
-    now("making what clients work on")
+    now("making what clients work on", 0.0)
     for workload in workloads:
         await workload.prepare(site)
-    troubles = await _worked(site, workloads, sequence.run(time.monotonic() + plan.time_s))
-    now("draining")
+    until = time.monotonic() + plan.time_s
+    sequence.now = lambda what: now(what, plan.time_s - max(0.0, until - time.monotonic()))
+    troubles = await _worked(site, workloads, sequence.run(until, each_once=plan.each_once))
+    now("draining", plan.time_s)
     troubles += sequence.troubles
     troubles += await asyncio.to_thread(cluster.mend)
     troubles += await asyncio.to_thread(cluster.settle, config.DRAIN_MAX_S)
     for workload in workloads:
-        now(f"the end of {workload.name}")
+        now(f"the end of {workload.name}", plan.time_s)
         await _noting(f"the end of {workload.name}", workload.finish(site), troubles)
     site.history.close()
-    now("reading what is there")
-    evidence = await final_state.read(site, troubles)
+    now("reading what is there", plan.time_s)
+    evidence = await _evidence(site, troubles)
     evidence.save(plan.directory)
-    now("judging")
+    now("judging", plan.time_s)
     operations = history.read(site.history.path)
     checks = await asyncio.to_thread(judge, operations, evidence)
     return Ran(plan, cluster.proxy, operations, sequence.injected, checks, evidence, left_out)
+
+
+async def _evidence(site: Site, troubles: list[str]) -> Evidence:
+    try:
+        return await final_state.read(site, troubles)
+    except (RegistryError, ProcessError, BackupError, OSError, TimeoutError) as error:
+        raise ClusterError("; ".join([*troubles, f"what is there can't be read: {error!r}"])) from error
 
 
 async def _worked(site: Site, workloads: Sequence[Workload], faults: Coroutine[Any, Any, None]) -> list[str]:

@@ -43,14 +43,19 @@ class FaultSequence:
         self.troubles: list[str] = []
         self.now: Callable[[str], None] = lambda _: None
 
-    async def run(self, until: float) -> None:
-        """Steps until then, by the monotonic clock; the last one is healed before this returns."""
+    async def run(self, until: float, *, each_once: bool = False) -> None:
+        """Steps until then, by the monotonic clock; the last one is healed before this returns.
+
+        `each_once`: no end before every fault has come, for which there is ROUND_MAX_S more.
+        """
         together = [name for name, kind in self._kinds.items() if not kind.alone]
         alone = [name for name, kind in self._kinds.items() if kind.alone]
+        least, latest = (len(self._kinds), until + config.ROUND_MAX_S) if each_once else (0, until)
         for step in schedule.steps(self._site.seed, together, alone):
+            end = latest if step.number <= least else until
             self.now("nothing is broken")
-            await _sleep_until(min(until, time.monotonic() + step.calm_s))
-            if time.monotonic() >= until:
+            await _sleep_until(min(end, time.monotonic() + step.calm_s))
+            if time.monotonic() >= end:
                 return
             await self._step(step, until)
 

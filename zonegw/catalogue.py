@@ -170,9 +170,11 @@ class Catalogue:
         row = txn.row("overlay", key) or overlay.empty()
         self._settle(txn, key, row, position)
         overlay.acknowledge(row, position, result["revision"], result.get("version"), result.get("image"))
-        after = self._save(txn, key, row, before)
-        if after is not None and not self.shows(after):
-            txn.put("outside", key, b"")  # no change record will come that takes the row away
+        if row["base"] is not None and not self.shows(row["base"]):
+            # No change record will come that takes the row away: the next one of any image does (`leave_outside`).
+            txn.put("outside", key, b"")
+            row["acked"] = max(row["acked"], (self.position(txn) or (0, 0))[1] + 1)
+        self._save(txn, key, row, before)
 
     def delete_was_done(self, txn: Txn, uuid: str, position: int, revision: int | None) -> None:
         """Another side deleted the image, as `revision` where that is known, before the delete at `position`: it stays
@@ -208,22 +210,25 @@ class Catalogue:
         self._save(txn, key, row, before, reached=change["revision"])
         return known if change.get("deleted") else None
 
-    def leave(self, txn: Txn, uuid: str, revision: int) -> None:
-        """Since `revision` the image is none that the tenant set has. Its bytes stay, for it is not deleted; what own
-        pending writes are laid over stays until the verdict on them (`leave_outside`)."""
+    def leave(self, txn: Txn, uuid: str, revision: int) -> list[Image]:
+        """Since `revision` the image is none that the tenant set has; returns it as it was last known. Its bytes stay,
+        for it is not deleted. What own pending writes are laid over stays too, until the verdict on them
+        (`leave_outside`)."""
         key = key_of(uuid)
         before, known = self.get(txn, uuid), self._registered(txn, key)
         row = txn.row("overlay", key) or overlay.empty()
         txn.delete("catalogue", key)
         stays = overlay.is_pending(row) or row["acked"] > revision
-        row["base"] = overlay.newest(known, row["base"]) if stays else None
+        last = overlay.newest(known, row["base"])
+        row["base"] = last if stays else None
         if stays:
             txn.put("outside", key, b"")
         self._save(txn, key, row, before, reached=revision)
+        return [last] if last is not None and not stays else []
 
     def leave_outside(self, txn: Txn, revision: int, rows_max: int) -> list[Image]:
         """Drop images that the tenant set has not once the verdict on own writes of them is there and `revision` has
-        come, which could have brought them in; looks at up to `rows_max`. Returns what was dropped."""
+        come, which could have brought them in; looks at up to `rows_max`, and returns those that left."""
         left: list[Image] = []
         for key, _ in list(islice(txn.scan("outside"), rows_max)):
             row = txn.row("overlay", key) or overlay.empty()
@@ -232,8 +237,7 @@ class Catalogue:
             txn.delete("outside", key)
             shown = overlay.newest(self._registered(txn, key), row["base"])
             if shown is not None and not self.shows(shown):
-                self.leave(txn, str(UUID(bytes=key)), revision)
-                left.append(shown)
+                left += self.leave(txn, str(UUID(bytes=key)), revision)
         return left
 
     def removed_locations(self, txn: Txn, change: dict[str, Any]) -> list[dict[str, Any]]:
@@ -347,6 +351,8 @@ class Catalogue:
         for key, data in found:
             row = unpack(data)
             registered = self._registered(txn, key)
+            if registered is None and not row["acked"]:
+                continue  # only pending, as nearly all are after a long outage: the bootstrap says nothing of them
             before = overlay.effective(registered, row)
             self._adopt(txn, key, row)
             if row["deleted"] and registered is None:

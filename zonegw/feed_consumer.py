@@ -153,9 +153,7 @@ class FeedConsumer:
             with self._store.transaction(reserved=True) as txn:
                 deleted = self._apply(txn, message)
                 self._catalogue.advance(txn, message["position"])
-                outside = self._catalogue.leave_outside(txn, message["position"][1], self._limits.list_chunk_rows)
-                for image in outside:
-                    self.on_unseen(txn, image)
+                self._drop_outside(txn, message)
             self._wake_waiting()
             if message.get("kind") == "zone":
                 self.on_zone_changed()
@@ -167,8 +165,6 @@ class FeedConsumer:
             self._heard(message)
 
     def _apply(self, txn: Txn, message: dict[str, Any]) -> dict[str, Any] | None:
-        if message["type"] == "gone":
-            self._leave(txn, message["uuid"], message["position"][1])
         if message["type"] != "change" or message.get("kind") != "image":
             return None
         removed = self._catalogue.removed_locations(txn, message)
@@ -178,12 +174,12 @@ class FeedConsumer:
             self._catalogue.remember_deleted(txn, message["uuid"], self._limits.deleted_uuids_max)
         return self._catalogue.apply_change(txn, message)
 
-    def _leave(self, txn: Txn, uuid: str, revision: int) -> None:
-        """No change of the feed will tell of the image's delete."""
-        known = self._catalogue.registered(txn, uuid)
-        self._catalogue.leave(txn, uuid, revision)
-        if known is not None:
-            self.on_unseen(txn, known)
+    def _drop_outside(self, txn: Txn, message: dict[str, Any]) -> None:
+        """Images that left the tenant set: by this message, or as soon as their last own write had come round."""
+        revision = message["position"][1]
+        left = self._catalogue.leave(txn, message["uuid"], revision) if message["type"] == "gone" else []
+        for image in left + self._catalogue.leave_outside(txn, revision, self._limits.list_chunk_rows):
+            self.on_unseen(txn, image)
 
     def _heard(self, message: dict[str, Any]) -> None:
         staleness = message.get("staleness_s")

@@ -66,6 +66,8 @@ class Placement:
         self, uuid: str, target: Target, body: AsyncIterator[bytes], size: int | None, md5: str | None
     ) -> Location:
         key = mint_key()
+        if size is not None and size > self._limits.image_max_bytes:
+            raise _too_large(self._limits.image_max_bytes)
         await self._note(uuid, key, target)
         with self.kept([key]):
             body = bounded(body, self._limits.image_max_bytes)
@@ -223,5 +225,9 @@ async def bounded(body: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[b
     async for piece in body:
         total += len(piece)
         if total > max_bytes:
-            raise BodyTooLarge(f"an image has at most {max_bytes} bytes here (limits.image_max_bytes)")
+            raise _too_large(max_bytes)
         yield piece
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"an image has at most {max_bytes} bytes here (limits.image_max_bytes)")

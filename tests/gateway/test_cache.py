@@ -80,6 +80,7 @@ async def test_pinned_bytes_are_not_evicted_and_have_a_bound_of_their_own(
         assert two.fra.gateway.cache.used_bytes <= 250
 
 
+@pytest.mark.slow
 async def test_a_pin_outlives_the_process_and_ends_with_its_image(tmp_path: Path) -> None:
     async with registry(tmp_path) as cluster, ams_of(tmp_path, cluster) as ams:
         image = await ams.create_active(b"x" * 100, name="n", **PUBLIC)
@@ -107,6 +108,7 @@ async def ams_of(tmp_path: Path, cluster: Registry, gateway: str = "ams-1", **op
         yield zone
 
 
+@pytest.mark.slow
 async def test_images_of_this_zone_and_unknown_ones_are_not_for_the_cache(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +119,28 @@ async def test_images_of_this_zone_and_unknown_ones_are_not_for_the_cache(
             for verb in ("pin", "unpin", "evict", "prefetch"):
                 assert await operator(zone, capsys, "cache", verb, image) is None
         assert await operator(zone, capsys, "cache", "list") == {"images": [], "used_bytes": 0, "pinned_bytes": 0}
+
+
+@pytest.mark.slow
+async def test_people_read_tables_and_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def said(zone: Zone, *words: str) -> str:
+        config = zone.gateway.config.data_dir.parent / "zonegw.toml"
+        assert await asyncio.to_thread(cli.main, [*words, "--config", str(config)]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    async with two_zones(tmp_path) as two:
+        image = await two.ams.create_active(b"x" * 100, name="base", **PUBLIC)
+        await seen(two.fra, image, status="active")
+        assert "on their way" in await said(two.fra, "cache", "pin", image["id"])
+        await cached(two.fra, image)
+        assert "are here" in await said(two.fra, "cache", "prefetch", image["id"])
+        table = await said(two.fra, "cache", "list")
+        assert "100 bytes cached, 100 bytes pinned" in table
+        assert "operator" in table
+        assert "not pinned any more" in await said(two.fra, "cache", "unpin", image["id"])
+        assert "not cached any more" in await said(two.fra, "cache", "evict", image["id"])
+        assert "0 orphans" in await said(two.fra, "data", "orphan", "list")
+        assert "deleted images" in await said(two.fra, "data", "deleted", "list")
 
 
 # -- from whichever zone answers ----------------------------------------------------------------------------------
@@ -177,6 +201,7 @@ async def test_silence_of_one_zone_costs_a_download_next_to_nothing_where_anothe
             assert "zone fra could not be reached a moment ago" in await answer.text()
 
 
+@pytest.mark.slow
 async def test_silence_of_one_gateway_is_not_waited_for_where_the_zone_has_another(tmp_path: Path) -> None:
     async with reader_of_two(tmp_path, **IMPATIENT) as (fra, _, reader), black_hole() as nowhere:
         image = await fra.create_active(b"x", name="n")
@@ -206,6 +231,7 @@ def received(zone: Zone) -> int:
     return sum(fetch.received for fetch in zone.gateway.cache.fetching().values())
 
 
+@pytest.mark.slow
 async def test_a_download_whose_only_source_dies_breaks_off_and_works_when_it_is_back(tmp_path: Path) -> None:
     quick: dict[str, Any] = {"data_chunk_bytes": 1 << 16, "retry_delay_min_s": 0.01, "fetch_attempts_max": 3}
     async with reader_of_two(tmp_path, more=SLOW, **quick) as (fra, _, reader):
@@ -246,6 +272,7 @@ async def test_while_the_registry_is_down_ams_boots_the_backup_of_fra_through_fr
         assert two.ams.gateway.cache.misses == 1, "one fetch for all of them"
 
 
+@pytest.mark.slow
 async def test_copies_into_this_zone_pass_the_cache_and_its_bounds(tmp_path: Path) -> None:
     async with two_zones(tmp_path, data_cache_max_bytes=1000) as two:
         small = await two.ams.create_active(b"x" * 100, name="small", **PUBLIC)

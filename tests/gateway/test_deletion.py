@@ -101,6 +101,7 @@ async def test_a_zone_that_was_off_during_a_delete_loses_the_bytes_when_it_is_ba
             assert fra.gateway.feed.resyncs == int(compacted)
 
 
+@pytest.mark.slow
 async def test_bytes_of_an_upload_whose_ack_alone_was_heard_go_too(tmp_path: Path) -> None:
     """The catalogue never had the image: the zone hears the ack, then not the feed until all of it is forgotten."""
     async with registry(tmp_path) as cluster, cluster.client() as client:
@@ -118,6 +119,7 @@ async def test_bytes_of_an_upload_whose_ack_alone_was_heard_go_too(tmp_path: Pat
             await confirmed(client, image)
 
 
+@pytest.mark.slow
 async def test_a_copy_that_was_removed_while_the_zone_was_off_goes_past_the_floor_too(tmp_path: Path) -> None:
     async with registry(tmp_path) as cluster, running(tmp_path / "fra", registry=cluster, **PROMPT) as fra:
         async with running(tmp_path / "ams", registry=cluster, zone="ams", gateway="ams-1", **PROMPT) as ams:
@@ -162,6 +164,7 @@ async def test_bytes_of_images_that_the_registry_does_not_know_stay_and_are_aske
         assert [path.read_bytes() for path in files(fra)] == [b"bytes"]
 
 
+@pytest.mark.slow
 async def test_an_image_that_is_deleted_before_it_was_sent_is_confirmed_in_the_end(tmp_path: Path) -> None:
     async with registry(tmp_path) as cluster, running(tmp_path / "fra", registry=cluster) as fra:
         await fra.drained()
@@ -178,6 +181,7 @@ async def test_an_image_that_is_deleted_before_it_was_sent_is_confirmed_in_the_e
             assert await fra.status("GET", first["self"]) == 200
 
 
+@pytest.mark.slow
 async def test_a_crash_between_forgetting_an_image_and_asking_for_it_leaves_no_bytes(tmp_path: Path) -> None:
     async with registry(tmp_path) as cluster, cluster.client() as client:
         async with running(tmp_path / "fra", registry=cluster, **PROMPT) as fra:
@@ -193,3 +197,26 @@ async def test_a_crash_between_forgetting_an_image_and_asking_for_it_leaves_no_b
         async with running(tmp_path / "fra", registry=cluster, **PROMPT) as fra:
             await no_bytes(fra)
             await confirmed(client, image)
+
+
+@pytest.mark.slow
+async def test_an_image_that_left_the_tenant_set_loses_its_bytes_only_when_it_is_deleted(tmp_path: Path) -> None:
+    """The feed does not tell of it any more, so the registry is asked now and then."""
+    async with (
+        registry(tmp_path) as cluster,
+        cluster.client() as client,
+        running(tmp_path / "fra", registry=cluster, tenants=["demo"], **PROMPT) as fra,
+    ):
+        image = await fra.create_active(b"bytes", name="n")
+        await fra.drained()
+        await client.update_image(image["id"], {"owner": "other"}, force=True)
+        await until(lambda: rows(fra, "unseen") == 1, "the image to leave the catalogue")
+        fra.gateway.deletions.ask()
+        key = UUID(image["id"]).bytes
+        await until(lambda: fra.gateway.store.read().row("unseen", key)["fate"] == "live", "the registry's word")
+        assert await fra.status("GET", image["self"]) == 404
+        assert len(files(fra)) == 1
+        await client.delete_image(image["id"], force=True)
+        fra.gateway.deletions.ask()
+        await no_bytes(fra)
+        await confirmed(client, image)

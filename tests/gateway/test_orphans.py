@@ -100,6 +100,7 @@ async def test_only_named_or_old_orphans_are_deleted(tmp_path: Path, capsys: pyt
         assert await fra.data(image) == b"owned"
 
 
+@pytest.mark.slow
 async def test_a_catalogue_that_was_never_read_makes_nothing_an_orphan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +109,7 @@ async def test_a_catalogue_that_was_never_read_makes_nothing_an_orphan(
         assert await operator(zone, capsys, "data", "orphan", "list") is None
 
 
+@pytest.mark.slow
 async def test_bytes_of_an_image_that_the_registry_does_not_know_are_told_with_their_image(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

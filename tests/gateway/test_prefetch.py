@@ -46,6 +46,7 @@ async def test_bytes_of_a_new_public_image_come_by_themselves_and_are_pinned(tmp
         assert await fra.data(base) == b"b" * 1000
 
 
+@pytest.mark.slow
 async def test_what_was_to_come_when_the_gateway_ended_comes_in_its_next_life(tmp_path: Path) -> None:
     async with registry(tmp_path) as cluster, ams_of(tmp_path, cluster) as ams:
         async with fra_of(tmp_path, cluster) as fra:
@@ -68,6 +69,7 @@ def _never(reached: asyncio.Event) -> Any:
     return open_nothing
 
 
+@pytest.mark.slow
 async def test_a_zone_that_is_away_is_asked_again_later(tmp_path: Path) -> None:
     async with registry(tmp_path) as cluster, fra_of(tmp_path, cluster) as fra:
         async with ams_of(tmp_path, cluster) as ams:
@@ -82,6 +84,7 @@ async def test_a_zone_that_is_away_is_asked_again_later(tmp_path: Path) -> None:
                 await cached(fra, image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True])
 async def test_what_was_evicted_comes_again_only_if_the_policy_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], again: bool
@@ -120,6 +123,7 @@ async def looked(zone: Zone) -> None:
     await prefetch._queue.join()
 
 
+@pytest.mark.slow
 async def test_nothing_that_clients_use_is_displaced_and_no_bound_of_pins_is_passed(tmp_path: Path) -> None:
     async with (
         registry(tmp_path) as cluster,

@@ -80,6 +80,7 @@ async def test_a_deleted_image_comes_back_as_a_new_one_with_all_that_it_had(
         await confirmed(client, new)
 
 
+@pytest.mark.slow
 async def test_what_is_heard_late_of_the_delete_leaves_the_new_image_its_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +103,7 @@ async def test_what_is_heard_late_of_the_delete_leaves_the_new_image_its_bytes(
         assert await fra.data(new) == b"bytes"
 
 
+@pytest.mark.slow
 async def test_bytes_go_when_the_delay_has_passed_while_the_gateway_ran(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +139,7 @@ async def passes(zone: Zone, hours: float) -> None:
         clock.save(txn)
 
 
+@pytest.mark.slow
 async def test_an_image_that_is_not_kept_is_not_undeleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with running(tmp_path) as zone:
         image = await zone.create_active(b"bytes", name="n")

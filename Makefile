@@ -9,7 +9,7 @@ override PYTHON =
 endif
 GO = @RAFTREG_SETUP_PYTHON='$(PYTHON)' /bin/sh ops/dev/start.sh
 
-.PHONY: help run test test-all check sim bench soak backup-load up down deps lock clean
+.PHONY: help run test test-all check sim chaos bench soak backup-load up down deps lock clean
 
 help:
 	@echo 'make run       the story: a registry and two zones, broken and healed before your eyes (needs a minute)'
@@ -19,6 +19,7 @@ help:
 	@echo 'make test-all  those and the slow ones'
 	@echo 'make check     lint, format, types, import rules, locks'
 	@echo 'make sim       schedules of faults on simulated clusters: SEEDS=50 BASE=0 PEERS=3|5'
+	@echo 'make chaos     break a real cluster under load, heal it, judge it: TIME=60 SEED= FAULTS=kill,pause WORKLOAD=register,set'
 	@echo 'make bench     benchmarks'
 	@echo 'make soak      measured runs with kills, restarts, transfers, a million images, feed consumers (ARGS: which ones)'
 	@echo 'make backup-load  daily backups of many servers, with outages (ARGS: --help tells)'
@@ -40,6 +41,9 @@ check:
 
 sim:
 	$(GO) sim $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BASE),--base $(BASE)) $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+
+chaos:
+	$(GO) chaos $(if $(TIME),--time $(TIME)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(WORKLOAD),--workload $(WORKLOAD)) $(ARGS)
 
 bench:
 	$(GO) bench $(ARGS)

@@ -121,16 +121,32 @@ class Links:
         self._call(f"cutting link {name}", lambda: self._set(name, enabled=mode != "reset", swallowed=swallowed))
 
     def heal(self, name: str) -> None:
-        """Undo every cut and delay. Connections that lost bytes end; new ones work."""
+        """Undo every cut, delay and throttle. Connections that lost bytes end; new ones work."""
         self._known(name)
-        self._call(f"healing link {name}", lambda: self._set(name, enabled=True, swallowed=(), latency_ms=0))
+        self._call(f"healing link {name}", lambda: self._set(name, enabled=True, swallowed=(), whole=True))
+
+    def broken(self) -> list[str]:
+        """The links that are cut, delayed or otherwise not as they were made, by one question to the proxy."""
+        told = self._call("asking for all links", lambda: self._request("GET", "/proxies").json())
+        shown = {name: told.get(self._prefix + name) for name in self._addresses}
+        return [name for name, link in shown.items() if link is None or not link["enabled"] or link["toxics"]]
 
     def latency(self, name: str, ms: int) -> None:
         """Delay what is sent by `ms`, each way, until `heal` or another delay."""
         self._known(name)
         if not 0 <= ms <= config.LATENCY_MS_MAX:
             raise ValueError(f"a delay is 0 to {config.LATENCY_MS_MAX} ms, not {ms}")
-        self._call(f"delaying link {name}", lambda: self._delay(name, ms))
+        attributes = {"latency": ms, "jitter": 0} if ms else None
+        self._call(f"delaying link {name}", lambda: self._shape(name, "delay", "latency", attributes))
+
+    def throttle(self, name: str, kib_per_s: int | None) -> None:
+        """Let through so much per second, each way, until `heal` or another bound; None takes the bound away."""
+        self._known(name)
+        least, most = config.BANDWIDTH_KIB_PER_S_MIN, config.BANDWIDTH_KIB_PER_S_MAX
+        if kib_per_s is not None and not least <= kib_per_s <= most:
+            raise ValueError(f"a bandwidth is {least} to {most} KiB/s, not {kib_per_s}")
+        attributes = None if kib_per_s is None else {"rate": kib_per_s}
+        self._call(f"throttling link {name}", lambda: self._shape(name, "rate", "bandwidth", attributes))
 
     @contextmanager
     def flap(self, name: str, *, down_s: float, up_s: float, mode: Mode = "reset") -> Iterator[None]:
@@ -198,10 +214,8 @@ class Links:
             raise LinkError(f"the proxy has lost link {name}; was it restarted?")
         return proxy
 
-    def _set(
-        self, name: str, *, enabled: bool, swallowed: tuple[Direction, ...], latency_ms: int | None = None
-    ) -> None:
-        """Bring the link into this state and check that the proxy says so."""
+    def _set(self, name: str, *, enabled: bool, swallowed: tuple[Direction, ...], whole: bool = False) -> None:
+        """Bring the link into this state, a `whole` one without delay and throttle, and check it."""
         proxy = self._proxy(name)
         wanted = {f"swallow_{direction}" for direction in swallowed}
         if proxy.enabled and not enabled:
@@ -212,8 +226,9 @@ class Links:
         for direction in swallowed:
             if f"swallow_{direction}" not in present:
                 _add(proxy, f"swallow_{direction}", "timeout", direction, {"timeout": 0})
-        if latency_ms is not None:
-            self._delay(name, latency_ms)
+        if whole:
+            self._shape(name, "delay", "latency", None)
+            self._shape(name, "rate", "bandwidth", None)
         if enabled and not proxy.enabled:
             proxy.enable()
         self._check(name, enabled, wanted)
@@ -224,18 +239,19 @@ class Links:
         if proxy.enabled != enabled or present != wanted:
             raise LinkError(f"link {name} should be enabled={enabled} with {wanted}, but is {proxy.enabled}, {present}")
 
-    def _delay(self, name: str, ms: int) -> None:
+    def _shape(self, name: str, prefix: str, kind: str, attributes: dict[str, int] | None) -> None:
+        """Have toxics of this kind in both directions, with these attributes, or none of them."""
         proxy = self._proxy(name)
         present = proxy.toxics()
         for direction in BOTH:
-            toxic = f"delay_{direction}"
+            toxic = f"{prefix}_{direction}"
             if toxic in present:
                 proxy.destroy_toxic(toxic)
-            if ms:
-                _add(proxy, toxic, "latency", direction, {"latency": ms, "jitter": 0})
-        delays = {toxic for toxic in proxy.toxics() if toxic.startswith("delay_")}
-        if len(delays) != (len(BOTH) if ms else 0):
-            raise LinkError(f"link {name} should be delayed by {ms} ms, but the proxy shows {sorted(delays)}")
+            if attributes:
+                _add(proxy, toxic, kind, direction, attributes)
+        found = {toxic for toxic in proxy.toxics() if toxic.startswith(f"{prefix}_")}
+        if len(found) != (len(BOTH) if attributes else 0):
+            raise LinkError(f"link {name} should have {kind} {attributes}, but the proxy shows {sorted(found)}")
 
 
 def _add(proxy: Any, name: str, kind: str, stream: Direction, attributes: dict[str, int]) -> None:

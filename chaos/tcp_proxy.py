@@ -1,11 +1,12 @@
 """Our own TCP proxy, for machines without Toxiproxy: `python -m chaos.tcp_proxy HOST:PORT`.
 
-It is controlled over the part of Toxiproxy's HTTP API that `links` uses (proxies, the toxics `timeout` and `latency`),
-with the same behaviour, so that one wrapper drives both:
+It is controlled over the part of Toxiproxy's HTTP API that `links` uses (proxies, the toxics `timeout`, `latency` and
+`bandwidth`), with the same behaviour, so that one wrapper drives both:
 
 - a disabled proxy ends its connections and refuses new ones;
 - `timeout` 0 swallows what is sent in its direction; when it is removed, the connections that lost bytes are ended;
-- `latency` delays what is sent in its direction, and keeps order and throughput.
+- `latency` delays what is sent in its direction, and keeps order and throughput;
+- `bandwidth` lets through so many KiB per second in its direction, for each connection.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,7 @@ class Direction:
 
     delay_s: float = 0.0
     swallowing: bool = False
+    bytes_per_s: float | None = None
 
 
 class Connection:
@@ -66,7 +68,7 @@ class Connection:
         held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(config.PROXY_CHUNKS_HELD_MAX)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._take(reader, held, direction))
-            tasks.create_task(self._give(held, writer))
+            tasks.create_task(self._give(held, writer, direction))
 
     async def _take(
         self, reader: asyncio.StreamReader, held: asyncio.Queue[tuple[float, bytes]], direction: str
@@ -86,8 +88,10 @@ class Connection:
             if not data:
                 return
 
-    async def _give(self, held: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
-        loop = asyncio.get_running_loop()
+    async def _give(
+        self, held: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, direction: str
+    ) -> None:
+        loop, way = asyncio.get_running_loop(), self._link.directions[direction]
         while True:
             due, data = await held.get()
             if (wait := due - loop.time()) > 0:
@@ -96,13 +100,22 @@ class Connection:
                 if writer.can_write_eof():
                     writer.write_eof()
                 return
-            writer.write(data)
-            await writer.drain()
+            for piece in _pieces(data, way):
+                writer.write(piece)
+                await writer.drain()
+                if way.bytes_per_s:
+                    await asyncio.sleep(len(piece) / way.bytes_per_s)
 
     def end(self) -> None:
         """Reset both sides. Can be called twice."""
         for writer in self._writers:
             writer.transport.abort()
+
+
+def _pieces(data: bytes, way: Direction) -> Iterator[bytes]:
+    """What is sent at once: all of it, or on a narrow way as much as passes in a moment."""
+    size = max(1, int(way.bytes_per_s * config.PROXY_MOMENT_S)) if way.bytes_per_s else len(data)
+    return (data[start : start + size] for start in range(0, len(data), size))
 
 
 @dataclass
@@ -255,6 +268,8 @@ class Control:
         way = link.directions[toxic["stream"]]
         if toxic["type"] == "latency":
             way.delay_s = 0.0
+        elif toxic["type"] == "bandwidth":
+            way.bytes_per_s = None
         else:
             way.swallowing = False
             # Bytes are missing from these streams: they must not go on as if nothing had happened.
@@ -277,11 +292,17 @@ def _set(way: Direction, toxic: dict[str, Any]) -> None:
     attributes = toxic.get("attributes", {})
     if toxic.get("type") == "latency" and 0 <= attributes.get("latency", -1) <= config.LATENCY_MS_MAX:
         way.delay_s = attributes["latency"] / 1000
+    elif toxic.get("type") == "bandwidth" and _is_bandwidth(attributes.get("rate")):
+        way.bytes_per_s = attributes["rate"] * 1024
     elif toxic.get("type") == "timeout" and attributes.get("timeout") == 0:
         way.swallowing = True
     else:
-        known = f"latency of 0 to {config.LATENCY_MS_MAX} ms, or timeout 0"
+        known = f"latency of 0 to {config.LATENCY_MS_MAX} ms, bandwidth in KiB/s, or timeout 0"
         raise _refusal(web.HTTPBadRequest, f"the toxic {toxic} is not known here; there are: {known}")
+
+
+def _is_bandwidth(rate: Any) -> bool:
+    return isinstance(rate, int) and config.BANDWIDTH_KIB_PER_S_MIN <= rate <= config.BANDWIDTH_KIB_PER_S_MAX
 
 
 async def _enable(link: Link) -> None:

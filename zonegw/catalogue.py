@@ -245,8 +245,9 @@ class Catalogue:
         an image's absence."""
         if change.get("deleted") or "locations" not in change.get("changed", ()):
             return []
-        known = self._registered(txn, key_of(change["uuid"]))
-        if known is None or known["version"] >= change["image"]["version"]:
+        key = key_of(change["uuid"])
+        known = self._registered(txn, key)
+        if known is None or known["version"] >= change["image"]["version"] or self._is_of_another_epoch(txn, key):
             return []
         kept = {location["key"] for location in change["image"]["locations"]}
         return [location for location in known["locations"] if location["key"] not in kept]
@@ -323,17 +324,25 @@ class Catalogue:
             last = key + b"\x00"
         return doomed, None
 
-    def forget(self, txn: Txn, key: bytes) -> Image | None:
-        """Drop an image that the registry no longer has, or that the tenant set has not; its bytes stay, for absence
-        proves no delete."""
+    def forget(self, txn: Txn, key: bytes) -> list[Image]:
+        """Drop an image that the registry no longer has, or that the tenant set has not, and return it as it was last
+        known, unless its delete is: its bytes stay, for absence proves no delete."""
         uuid = str(UUID(bytes=key))
-        before, known = self.get(txn, uuid), self._registered(txn, key)
+        before, known = self.get(txn, uuid), self.registered(txn, uuid)
         if known is not None and not self.shows(known):
             self.leave(txn, uuid, 0)
-            return known
+            return [known]
         txn.delete("catalogue", key)
         self._index(txn, before, overlay.effective(None, txn.row("overlay", key)))
-        return known
+        return [] if known is None else [known]
+
+    def acked_only(self, txn: Txn, after: bytes, rows: int) -> tuple[list[Image], bytes | None]:
+        """Images among the next `rows` of the overlay that own acks brought and the catalogue has not, nor has an own
+        delete of them; and where to go on."""
+        found = list(islice(txn.scan("overlay", after), rows))
+        bases = [(key, unpack(data)["base"]) for key, data in found]
+        images = [base for key, base in bases if base is not None and txn.get("catalogue", key) is None]
+        return images, found[-1][0] + b"\x00" if len(found) == rows else None
 
     def settle_overlay(self, txn: Txn, revision: int, after: bytes, rows: int) -> bytes | None:
         """After a bootstrap: drop those of the next `rows` of the overlay that the catalogue contains at `revision`;

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zonegw import import_rules, inspection_rules, quota_rules, store_config
+from zonegw import cache_rules, deletion_rules, import_rules, inspection_rules, quota_rules, store_config
+from zonegw.cache_rules import CacheRules
+from zonegw.deletion_rules import DeletionRules
 from zonegw.errors import ConfigError
 from zonegw.import_rules import ImportRules
 from zonegw.inspection_rules import InspectionRules
@@ -135,6 +137,15 @@ class Limits:
     data_batches_max: int = 4
     data_store_max_bytes: int = 1 << 60
     data_cache_max_bytes: int = 50 * GIB
+    # Beside these, pinned ones: base images that a zone must have, and of which an operator decides.
+    data_pinned_max_bytes: int = 50 * GIB
+    # Fetches ahead of any client: few, so that the link and the disk stay with those who wait.
+    prefetch_running_max: int = 2
+    # Images that wait for it; a scan of the catalogue, which comes now and then, waits where there are more.
+    prefetch_queue_max: int = 1000
+    prefetch_scan_s: float = 300
+    # After a failure it comes sooner, and less soon after each further one.
+    prefetch_retry_min_s: float = 5
     # What a connection may have received and nobody read yet; a body is read in pieces of up to twice this.
     read_buffer_bytes: int = 512 * KIB
     # How long the rest of a body that was refused is read and dropped: a client that can't send it does not hear why.
@@ -169,9 +180,21 @@ class Limits:
     withdrawn_keys_max: int = 1024
     # How long a zone that holds a copy which nobody owns is left alone after it could not be reached.
     far_garbage_retry_s: float = 30
+    # How often the end of a delay is looked for, and images that a resync did not find are asked for again.
+    deletions_look_s: float = 60
+    # Bytes without an owner are told of only after this time, and so many at once; the scan for their owners goes
+    # through all metadata for so many of them.
+    orphan_age_min_h: float = 24
+    orphans_list_max: int = 10_000
+    orphans_scan_max: int = 200_000
+    fates_ask_s: float = 600
+    # Images in one request about deletions; as many as the registry takes.
+    deletions_batch_max: int = 512
     # A zone that answers is near; a list of stores must not wait for one that does not, and asks each once in a while.
     store_probe_max_s: float = 1.5
     store_probe_keep_s: float = 5
+    # How long a zone that did not answer is not asked for data: its clients hear so at once meanwhile.
+    zone_away_keep_s: float = 5
 
     # Imports. Each one that runs fills a disk or a link: a few at a time, the others wait in the order they came.
     imports_running_max: int = 4
@@ -237,6 +260,8 @@ class Config:
     protections: PropertyProtections = field(default_factory=PropertyProtections)
     metadefs_dir: Path | None = None
     imports: ImportRules = field(default_factory=ImportRules)
+    cache: CacheRules = field(default_factory=CacheRules)
+    deletion: DeletionRules = field(default_factory=DeletionRules)
     inspection: InspectionRules = field(default_factory=InspectionRules)
     quotas: QuotaRules = field(default_factory=QuotaRules)
     # Where image bytes are kept, here and in other zones; without entries below data_dir.
@@ -250,7 +275,7 @@ class Config:
 
 TABLES = {
     "zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "policy", "property_protections",
-    "import", "inspection", "quotas", "stores", "limits",
+    "import", "inspection", "quotas", "stores", "cache", "deletion", "limits",
 }  # fmt: skip
 
 
@@ -288,6 +313,8 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         protections=PropertyProtections(raw.get("property_protections", ())),
         metadefs_dir=base / _text(images, "metadefs_dir") if "metadefs_dir" in images else None,
         imports=import_rules.parse(_table(raw, "import")),
+        cache=cache_rules.parse(_table(raw, "cache")),
+        deletion=deletion_rules.parse(_table(raw, "deletion")),
         inspection=inspection_rules.parse(_table(raw, "inspection")),
         quotas=quota_rules.parse(_table(raw, "quotas")),
         stores=store_config.parse(raw.get("stores", []), base),

@@ -48,12 +48,13 @@ class FeedConsumer:
         self.resyncs = 0
         self._moved = asyncio.Event()
         self.on_current: Callable[[], None] = lambda: None
+        # Gets an image that a change of the feed left behind.
+        self.on_image_changed: Callable[[dict[str, Any]], None] = lambda image: None
         self.on_zone_changed: Callable[[], None] = lambda: None
         # Gets the locations that a change took from an image, in the transaction of the change.
         self.on_removed: Callable[[Txn, list[dict[str, Any]]], None] = lambda txn, locations: None
-        # Gets an image that left the tenant set, in the transaction that drops it: its bytes stay, and no tombstone of
-        # it will come.
-        self.on_left: Callable[[Txn, dict[str, Any]], None] = lambda txn, image: None
+        # Gets an image that is forgotten, since the registry or the tenant set has it no more, in that transaction.
+        self.on_unseen: Callable[[Txn, dict[str, Any]], None] = lambda txn, image: None
         self.on_bootstrapped: Callable[[], None] = lambda: None
         # What an epoch lost is laid over the catalogue before its bootstrap takes it from there.
         self.may_enter: Callable[[int], bool] = lambda _epoch: True
@@ -158,6 +159,8 @@ class FeedConsumer:
                 self.on_zone_changed()
             if deleted is not None:
                 self._on_deleted(deleted)
+            elif message.get("kind") == "image" and "image" in message:
+                self.on_image_changed(message["image"])
         if message["type"] == "heartbeat":
             self._heard(message)
 
@@ -176,7 +179,7 @@ class FeedConsumer:
         revision = message["position"][1]
         left = self._catalogue.leave(txn, message["uuid"], revision) if message["type"] == "gone" else []
         for image in left + self._catalogue.leave_outside(txn, revision, self._limits.list_chunk_rows):
-            self.on_left(txn, image)
+            self.on_unseen(txn, image)
 
     def _heard(self, message: dict[str, Any]) -> None:
         staleness = message.get("staleness_s")
@@ -201,11 +204,12 @@ class FeedConsumer:
             self._check_start(start)
             with self._store.transaction(reserved=True) as txn:
                 for image in chunk["images"]:
-                    self._catalogue.put_bootstrapped(txn, image)
+                    self._take_bootstrapped(txn, image)
             await self._store.durable()
         if start is None:
             raise RegistryAway("the bootstrap gave nothing, not even its start")
         await self._piecewise(self._forget_unseen)
+        await self._piecewise(self._miss_acked)
         await self._piecewise(partial(self._catalogue.settle_overlay, revision=start[1]))
         with self._store.transaction() as txn:
             self._catalogue.begin_epoch(txn, start)
@@ -215,6 +219,14 @@ class FeedConsumer:
         self._wake_waiting()
         self.on_bootstrapped()
         log.info("bootstrapped up to %s", start)
+
+    def _take_bootstrapped(self, txn: Txn, image: dict[str, Any]) -> None:
+        removed = self._catalogue.removed_locations(
+            txn, {"uuid": image["uuid"], "image": image, "changed": ["locations"]}
+        )
+        if removed:
+            self.on_removed(txn, removed)
+        self._catalogue.put_bootstrapped(txn, image)
 
     async def _check_epoch(self, start: Position) -> None:
         if not self.may_enter(start[0]):
@@ -232,7 +244,14 @@ class FeedConsumer:
     def _forget_unseen(self, txn: Txn, after: bytes, rows: int) -> bytes | None:
         doomed, on = self._catalogue.unseen(txn, after, rows)
         for key in doomed:
-            self._catalogue.forget(txn, key)
+            for forgotten in self._catalogue.forget(txn, key):
+                self.on_unseen(txn, forgotten)
+        return on
+
+    def _miss_acked(self, txn: Txn, after: bytes, rows: int) -> bytes | None:
+        missed, on = self._catalogue.acked_only(txn, after, rows)
+        for image in missed:
+            self.on_unseen(txn, image)
         return on
 
     async def _piecewise(self, work: Callable[..., bytes | None]) -> None:

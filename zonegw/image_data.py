@@ -169,17 +169,24 @@ class ImageData:
     async def open(self, image: Image) -> Source:
         """Where to read the bytes of an image that has some: here, or else from another zone. Raises Unavailable."""
         problem: Unavailable | None = None
-        own = [location for location in image["locations"] if location["zone"] == self._images.zone]
-        for read, locations in ((self._held, own), (self._cache.open, image["locations"])):
-            for location in locations:
-                try:
-                    found = await read(location)
-                except Unavailable as error:
-                    problem = problem or error
-                    continue
-                if found is not None:
-                    return Source(image, file=found) if isinstance(found, Path) else Source(image, fetch=found)
-        raise problem or NotFound("the image's data is not to be found")
+        for location in image["locations"]:
+            try:
+                found = await self._held(location) if location["zone"] == self._images.zone else None
+            except Unavailable as error:
+                problem = error
+                continue
+            if found is not None:
+                return self._source(image, found)
+        if not image["locations"]:
+            raise NotFound("the image's data is not to be found")
+        try:
+            return self._source(image, await self._cache.open(image["uuid"], image["locations"]))
+        except Unavailable as error:
+            raise problem or error from None
+
+    @staticmethod
+    def _source(image: Image, found: Path | Fetch | Held) -> Source:
+        return Source(image, file=found) if isinstance(found, Path) else Source(image, fetch=found)
 
     async def _held(self, location: Location) -> Path | Held | None:
         store, key, size = location["store"], location["key"], location["size"]

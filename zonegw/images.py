@@ -105,6 +105,10 @@ class Images:
         # Whether the catalogue is for images like this one (the tenant set).
         self.kept: Callable[[Image], bool] = lambda image: True
         self.on_garbage: Callable[[], None] = lambda: None
+        # Gets an image that is deleted before the registry ever heard of it: nobody else knows of its bytes.
+        self.on_unsent_delete: Callable[[Txn, Image], None] = lambda txn, image: self.discard_bytes(
+            txn, image["locations"]
+        )
         self.on_delete: Callable[[Txn, str], None] = lambda txn, uuid: None
 
     # Reads.
@@ -321,7 +325,7 @@ class Images:
             unsent = self._never_sent(txn, image["uuid"])
             position = self._append(txn, request, image["uuid"], command, {"kind": "delete"})
             if unsent:
-                self.discard_bytes(txn, image["locations"])
+                self.on_unsent_delete(txn, image)
             self.on_delete(txn, image["uuid"])
         self.on_garbage()
         await self.settle(image, position, request)

@@ -6,7 +6,7 @@ in files of this gateway.
 """
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,10 @@ class OwnStores:
             raise DataUnavailable(f"zone {self.zone} has no store {name!r:.80} any more: put it back into zonegw.toml")
         return self._stores[name]
 
+    def files(self) -> list[FilesystemStore]:
+        """The stores that have files."""
+        return [store for store in self._stores.values() if isinstance(store, FilesystemStore)]
+
     def chosen(self, name: str | None) -> DataStore:
         """The store for new data. Raises BadRequest for one that takes none."""
         if name is not None and name not in self.offered:
@@ -110,7 +114,7 @@ class OwnStores:
 class Gateways(Protocol):
     """The other way to bytes of other zones."""
 
-    def read(self, zone: str, key: str, offset: int) -> AsyncIterator[bytes]: ...
+    def read(self, zone: str, key: str, offset: int) -> AsyncGenerator[bytes]: ...
 
 
 class Origins:
@@ -135,8 +139,9 @@ class Origins:
                 log.warning("store %s of zone %s can't be read directly: %s", store.name, zone, error.message)
             if begun:
                 return
-        async for piece in self._gateways.read(zone, key, offset):
-            yield piece
+        async with aclosing(self._gateways.read(zone, key, offset)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 async def _rest(store: DataStore, key: str, offset: int) -> AsyncGenerator[bytes]:

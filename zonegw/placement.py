@@ -44,6 +44,8 @@ class Placement:
         self._far = far
         self._target = target
         self._limits = limits
+        # Gets key and row of own bytes that are gone, in the transaction that forgets them.
+        self.on_removed: Callable[[Txn, bytes, Any], None] = lambda txn, key, row: None
         self._garbage = asyncio.Event()
         self._far_garbage = asyncio.Event()
 
@@ -64,6 +66,8 @@ class Placement:
         self, uuid: str, target: Target, body: AsyncIterator[bytes], size: int | None, md5: str | None
     ) -> Location:
         key = mint_key()
+        if size is not None and size > self._limits.image_max_bytes:
+            raise _too_large(self._limits.image_max_bytes)
         await self._note(uuid, key, target)
         with self.kept([key]):
             body = bounded(body, self._limits.image_max_bytes)
@@ -161,7 +165,9 @@ class Placement:
             away.add(name)
             return
         with self._store.transaction() as txn:
+            row = txn.row("garbage", key.encode())
             txn.delete("garbage", key.encode())
+            self.on_removed(txn, key.encode(), row)
 
     async def withdraw_garbage(self) -> None:
         """For ever: have other zones remove what was put there and has no owner; a zone that can't be reached is asked
@@ -219,5 +225,9 @@ async def bounded(body: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[b
     async for piece in body:
         total += len(piece)
         if total > max_bytes:
-            raise BodyTooLarge(f"an image has at most {max_bytes} bytes here (limits.image_max_bytes)")
+            raise _too_large(max_bytes)
         yield piece
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"an image has at most {max_bytes} bytes here (limits.image_max_bytes)")

@@ -197,9 +197,19 @@ class BackupJob:
                 if status == wanted:
                     return answer
                 if status == 409 and unanswered:
-                    return (await self._api.ask("GET", f"/v2/images/{one}"))[1]
+                    if done := await self._done_before(path, one):
+                        return done
+                    status = 503
                 if status not in (429, 502, 503, 504):
                     raise BackupError(f"{method} {self._api.zone.url}{path} gave {status}: {answer[:300]!r}")
                 unanswered |= status == 504
             # The job's own pace; it waits for nothing that could be told in another way.
             await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def _done_before(self, path: str, one: str) -> bytes | None:
+        """The image, if an unanswered try has made it what this one is for; an upload may still be under way."""
+        try:
+            image = await self._api.document(f"/v2/images/{one}")
+        except (BackupError, aiohttp.ClientError, TimeoutError, OSError):
+            return None
+        return json.dumps(image).encode() if image["status"] == "active" or not path.endswith("/file") else None

@@ -112,8 +112,7 @@ class Cluster:
         except (WiringError, LinkError) as error:
             raise ClusterError(str(error)) from error
         for peer in self.peers:
-            config = self.wiring.peer_dir(peer) / "raftreg.toml"
-            self._add(peer, ["-m", "raftreg.cli", "serve", "--config", str(config)], self.wiring.peer_dir(peer))
+            self._add_peer(peer)
         for observer in self.observers:
             path = self.wiring.peer_dir(observer)
             self._add(observer, ["-m", "raftreg.cli", "serve", "--observer", str(path)], path)
@@ -292,6 +291,10 @@ class Cluster:
             "processes": [_described(process) for process in self.processes.values() if process.identity],
         }
         _write_private(self.state_file, json.dumps(state, indent=2))
+
+    def _add_peer(self, peer: str) -> None:
+        config = self.wiring.peer_dir(peer) / "raftreg.toml"
+        self._add(peer, ["-m", "raftreg.cli", "serve", "--config", str(config)], self.wiring.peer_dir(peer))
 
     def _add(self, name: str, arguments: Sequence[str], data_dir: Path) -> None:
         self.processes[name] = Process(

@@ -47,7 +47,10 @@ STATE = ("raftreg.state_*", "raftreg.commands")
 UPLINK_MAY = ("raftreg.client", "raftreg.wire", "raftreg.errors")
 # Only raftreg.engine and the modules beside it know which Raft library is used.
 CONSENSUS = ("raftreg.raft", "raftreg.engine", "raftreg.journal", "raftreg.transport", "raftreg.snapshots")
-JUDGE = ("chaos.checker", "chaos.models", "chaos.history", "chaos.validate")
+JUDGE = (
+    "chaos.checker", "chaos.models", "chaos.history", "chaos.validate", "chaos.validators.*", "chaos.lives",
+    "chaos.verdict", "chaos.judge", "chaos.report*",
+)  # fmt: skip
 
 RULES = (
     Rule("apply sees no clock, randomness, loop or HTTP", STATE, CLOCKS_AND_SUCH),
@@ -72,7 +75,10 @@ RULES = (
     Rule(
         "the judge can't see what it judges",
         JUDGE,
-        ("chaos.cluster", "chaos.links", "raftreg.*", "raftreg", "zonegw.*", "zonegw", "aiohttp"),
+        (
+            "chaos.faults*", "chaos.links", "chaos.workloads*", "ops.*", "raftreg.*", "raftreg", "zonegw.*", "zonegw",
+            "aiohttp",
+        ),
     ),
 )  # fmt: skip
 

@@ -58,6 +58,7 @@ TARGETS = {
     "test-all": Target("ops.dev.test", ("--slow-too",), environments=(*WITH_CLIENTS, setup.CONTRACT, setup.SWIFT)),
     "check": Target("ops.dev.check", many_files=False),
     "sim": Target("chaos.simulation"),
+    "chaos": Target("chaos"),
     "bench": Target("ops.bench"),
     "soak": Target("ops.soak"),
     "backup-load": Target("ops.dev.backup_load"),

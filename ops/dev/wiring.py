@@ -92,10 +92,14 @@ class Wiring:
             if not self.peer_dir(observer).exists():
                 self._raftreg("observer", "add", str(self.registry), f"{observer}={self.listen(f'api-{observer}')}")
         dialled = self._dialled(links)
-        for peer in (*self.peers, *self.observers):
-            self._write_peer(peer, dialled)
+        self.write_peers(dialled)
         for gateway in self.gateways:
             self._write_gateway(gateway, dialled)
+
+    def write_peers(self, dialled: Mapping[str, str]) -> None:
+        """Put this run's addresses into the configurations of peers and observers; `dialled` are those of the links."""
+        for peer in (*self.peers, *self.observers):
+            self._write_peer(peer, dialled)
 
     def token(self, gateway: str) -> str:
         """The token of the demo user in a gateway's zone."""

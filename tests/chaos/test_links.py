@@ -280,6 +280,22 @@ def test_mistakes_are_refused_with_what_is_wrong(made: Links, upstream: Upstream
         made.latency("a-b", -1)
 
 
+def test_a_throttled_link_carries_all_bytes_but_slowly_until_it_is_healed(made: Links, upstream: Upstream) -> None:
+    address = made.create("a-b", upstream.address)
+    made.throttle("a-b", 32)
+    assert made.broken() == ["a-b"]
+    data = os.urandom(32 * 1024)
+    with closing(dial(address)) as connection:
+        began = time.monotonic()
+        assert exchange(connection, data) == data
+        assert time.monotonic() - began >= 0.8
+        made.heal("a-b")
+        assert made.broken() == []
+        assert exchange(connection, os.urandom(3_000)) != b""
+    with pytest.raises(ValueError, match="KiB"):
+        made.throttle("a-b", 0)
+
+
 def test_two_runs_in_one_proxy_may_use_the_same_names(
     proxy_process: tuple[str, processes.Process], upstream: Upstream
 ) -> None:

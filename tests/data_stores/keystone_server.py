@@ -24,6 +24,7 @@ _CONFIGURATION = """[DEFAULT]
 use_stderr = true
 [database]
 connection = sqlite:///{directory}/keystone.db
+sqlite_synchronous = false
 [token]
 expiration = {token_life_s}
 [fernet_tokens]

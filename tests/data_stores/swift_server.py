@@ -29,7 +29,7 @@ MIB = 1 << 20
 SERVERS = ("account", "container", "object", "proxy")
 # Four interpreters that load much, on a busy machine.
 START_S = 90.0
-ASK_S = 10.0
+ASK_S = 60.0
 STOP_S = 10.0
 
 _COMMON = """[DEFAULT]

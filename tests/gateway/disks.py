@@ -22,6 +22,19 @@ def vmdk(size: int = GIB, extent: str = "disk.vmdk", kind: str = "monolithicSpar
     return header.ljust(SECTOR, b"\0") + text.encode().ljust(20 * SECTOR, b"\0") + bytes(65_536)
 
 
+def vmdk_stream(size: int = GIB, *, descriptor_sectors: int = 20) -> bytes:
+    """One that was written without going back: the footer, which names its descriptor again, has the last word."""
+    text = f'# Disk DescriptorFile\nversion=1\ncreateType="streamOptimized"\nRW {size // SECTOR} SPARSE "disk.vmdk"\n'
+
+    def header(sectors: int, directory: int) -> bytes:
+        fields = b"KDMV", 3, 3, size // SECTOR, 128, 1, sectors, 512, 0, directory
+        return struct.pack("<4sIIQQQQIQQ", *fields).ljust(SECTOR, b"\0")
+
+    marker = struct.pack("<QII", 1, 0, 3).ljust(SECTOR, b"\0")
+    beginning = header(20, (1 << 64) - 1) + text.encode().ljust(20 * SECTOR, b"\0") + bytes(3 << 20)
+    return beginning + marker + header(descriptor_sectors, 4096) + bytes(SECTOR)
+
+
 def vmdk_text(extent: str, *, comment_bytes: int = 0) -> bytes:
     """A descriptor alone, whose data are in another file."""
     comment = "# long\n" * (comment_bytes // 7)

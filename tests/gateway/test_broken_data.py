@@ -135,6 +135,21 @@ async def test_a_store_that_takes_no_more_says_so_and_keeps_nothing(tmp_path: Pa
         await a_retry_works(zone, image)
 
 
+async def test_an_upload_that_says_it_is_too_large_is_refused_before_its_data_come(tmp_path: Path) -> None:
+    never = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+        await never.wait()
+
+    async with running(tmp_path, data_store_max_bytes=2 * MIB, image_max_bytes=4 * MIB) as zone:
+        image = await zone.create(name="n", **FORMATS)
+        for size, status, said in ((3 * MIB, 507, "data_store_max_bytes"), (5 * MIB, 413, "image_max_bytes")):
+            found, message = await refused(zone, image, body(), {"x-openstack-image-size": str(size)})
+            assert (found, said in message) == (status, True)
+            await nothing_is_left(zone, image)
+
+
 async def test_a_disk_that_fails_is_told_from_one_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(handle: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -98,6 +98,13 @@ async def test_a_vhd_of_fixed_size_is_known_by_its_footer() -> None:
         await inspected("vhd", data[:-1])
 
 
+@pytest.mark.parametrize("piece", [100_000, 4 << 20])
+async def test_a_vmdk_with_a_footer_is_judged_by_both_its_ends(piece: int) -> None:
+    assert await inspected("vmdk", disks.vmdk_stream(), piece=piece) == disks.GIB
+    with pytest.raises(BadRequest, match="header and footer do not agree"):
+        await inspected("vmdk", disks.vmdk_stream(descriptor_sectors=21), piece=piece)
+
+
 @pytest.mark.parametrize("disk_format", ["raw", "ami", "vhd"])
 async def test_a_raw_disk_may_be_encrypted_and_a_known_format_that_nobody_supports_is_refused(disk_format: str) -> None:
     data = disks.luks() if disk_format != "vhd" else disks.fixed_vhd(disks.luks())

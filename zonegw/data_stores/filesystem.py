@@ -78,6 +78,7 @@ class FilesystemStore:
     async def write(self, key: str, body: AsyncIterator[bytes], size: int | None = None) -> Stored:
         """Store what `body` yields under `key`; whatever ends it early leaves nothing behind. Raises StorageFull,
         DataUnavailable."""
+        self._check_room(size or 0)
         with self._told():
             writer = _Writer(self._incoming / key, self.path(key), self._batches_max)
         taken = 0

@@ -159,7 +159,7 @@ class S3Store:
         """What obstore raises, in the words of this gateway."""
         try:
             yield
-        except (BaseError, OSError) as error:
+        except (BaseError, OSError, ValueError) as error:
             raise self._refusal(error) from error
 
     def _refusal(self, error: Exception) -> GatewayError:

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
@@ -96,12 +96,29 @@ class SwiftConnection:
         try:
             answer = await self._tried(method, path, options, body, attempts or self._limits.store_attempts_max)
             async with answer:
-                if answer.status not in FINE and answer.status not in also:
-                    raise await self._refusal(answer, f"{method} {path}")
-                yield answer
+                with self._understood(), self._reached():
+                    if answer.status not in FINE and answer.status not in also:
+                        raise await self._refusal(answer, f"{method} {path}")
+                    yield answer
         finally:
             if body is not None:
                 await body.left_alone()
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """What listens there need not be a Swift, or a Keystone."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError) as error:
+            raise DataUnavailable(f"store {self._name} answered what is not understood: {error!r:.200}") from error
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """An answer may break off."""
+        try:
+            yield
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise self._away(error) from error
 
     async def _tried(
         self, method: str, path: str, options: dict[str, Any], body: Body | None, attempts: int
@@ -158,7 +175,8 @@ class SwiftConnection:
 
     async def _log_in(self) -> Access:
         try:
-            access = await self._login(self._http())
+            with self._understood():
+                access = await self._login(self._http())
         except PermissionError as error:
             if not self._complained:
                 log.error(

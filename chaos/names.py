@@ -1,0 +1,24 @@
+"""Faults and workloads chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UnknownName(ValueError):
+    """No fault or workload has this name. The message lists those that there are."""
+
+
+def chosen(what: str, known: Mapping[str, T], names: Iterable[str]) -> list[T]:
+    """The named ones in the order of `known`, each once; all of them for no names. A name stands for all that begin
+    with it and a dash, too. Raises UnknownName."""
+    wanted: set[str] = set()
+    for name in names:
+        matching = {one for one in known if one == name or one.startswith(f"{name}-")}
+        if not matching:
+            raise UnknownName(f"there is no {what} {name!r}; there are: {', '.join(known)}")
+        wanted |= matching
+    return [one for name, one in known.items() if name in wanted or not wanted]

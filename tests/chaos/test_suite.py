@@ -1,0 +1,153 @@
+"""The suite itself: what a seed decides, what a fault leaves behind, and short runs of every workload."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from chaos import schedule
+from chaos.__main__ import main
+from chaos.cluster import ClusterUnderTest, Shape
+from chaos.disturbances import Disturbances
+from chaos.faults.fault import Fault
+from chaos.faults.known import FAULTS, faults
+from chaos.faults.pause import Pause
+from chaos.names import UnknownName
+from chaos.scenarios import Plan, fitting_faults, run
+from chaos.verdict import PASS, overall
+from chaos.workloads.known import WORKLOADS, workloads
+
+TOGETHER, ALONE = ("kill", "pause", "latency"), ("wiped-disk", "restart-all")
+BASIC = ["kill", "pause", "partition-leader", "partition-zone", "latency"]
+SOON_S = 60.0
+
+
+def test_a_seed_gives_the_same_faults_at_the_same_time_again() -> None:
+    first, again, other = (list(islice(schedule.steps(seed, TOGETHER, ALONE), 60)) for seed in (5, 5, 6))
+    assert first == again
+    assert first != other
+
+
+def test_every_fault_comes_once_before_any_comes_again() -> None:
+    names = {*TOGETHER, *ALONE}
+    steps = list(islice(schedule.steps(1, TOGETHER, ALONE), 4 * len(names)))
+    for start in range(0, len(steps), len(names)):
+        assert {step.faults[0] for step in steps[start : start + len(names)]} == names
+
+
+def test_two_faults_come_together_but_never_beside_one_that_takes_data_away() -> None:
+    steps = list(islice(schedule.steps(1, TOGETHER, ALONE), 200))
+    pairs = [step.faults for step in steps if len(step.faults) == 2]
+    assert pairs
+    assert all(one != other and not {one, other} & set(ALONE) for one, other in pairs)
+
+
+@pytest.mark.parametrize("option", ["--faults", "--workload"])
+def test_an_unknown_name_is_refused_with_those_that_there_are(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([option, "kill,nonsense" if option == "--faults" else "nonsense", "--directory", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "'nonsense'" in said
+    assert ("partition-leader" if option == "--faults" else "register") in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_stands_for_all_that_begin_with_it() -> None:
+    assert {fault.name for fault in faults(["partition"])} == {name for name in FAULTS if name.startswith("partition-")}
+    assert len(faults([])) == len(FAULTS)
+    with pytest.raises(UnknownName, match="kill"):
+        faults(["part"])
+
+
+def test_a_fault_that_would_spoil_a_workload_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    class Spoiling(Pause):
+        name = "spoiling"
+        spoils = ("register",)
+
+    plan = Plan(tmp_path, 1, 1.0, [Spoiling, *faults(["kill"])], workloads(["register", "set"]))
+    fitting, left_out = fitting_faults(plan, ClusterUnderTest(tmp_path / "cluster"))
+    assert fitting == faults(["kill"])
+    assert left_out == {"spoiling": "it would spoil register"}
+
+
+_LOOK = "import os, time; print(time.time(), os.statvfs('.').f_bavail, time.monotonic()); input(); print(time.time())"
+
+
+def test_disk_and_clock_of_a_process_are_disturbed_while_it_runs(tmp_path: Path) -> None:
+    disturbances = Disturbances(tmp_path / "disturbances")
+    if disturbances.missing:
+        pytest.skip(disturbances.missing)
+    environment = {**disturbances.environment("one")}
+    disturbances.set("one", clock_ahead_s=5000, disk_full=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", _LOOK], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        wall, free, _ = map(float, process.stdout.readline().split())
+        disturbances.set("one")
+        said, _ = process.communicate("\n")
+    assert free == 0
+    assert wall - float(said) > 4000
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
+    made = ClusterUnderTest(tmp_path_factory.mktemp("chaos") / "cluster", Shape(observers=1))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("kind", FAULTS.values(), ids=FAULTS.keys())
+def test_a_fault_heals_what_it_broke(cluster: ClusterUnderTest, kind: type[Fault]) -> None:
+    fault = kind()
+    if reason := fault.available(cluster):
+        pytest.skip(reason)
+    before = set(cluster.processes)
+    fault.aim(cluster, random.Random(kind.name))
+    try:
+        fault.inject(cluster)
+    finally:
+        fault.heal(cluster)
+    assert cluster.wait(cluster.is_whole, SOON_S), cluster.away()
+    assert cluster.through.broken() == []
+    assert {name for name, process in cluster.processes.items() if process.running} == before
+    assert cluster.mend() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "names", [("register", "ids", "feed", "set"), ("life", "conflict", "sharing", "data", "backup")], ids="+".join
+)
+def test_every_basic_fault_once_leaves_all_promises_kept(tmp_path: Path, names: tuple[str, ...]) -> None:
+    seed = int(os.environ.get("SEED", "0")) or int.from_bytes(os.urandom(4))
+    plan = Plan(tmp_path / "run", seed, 1.0, faults(BASIC), workloads(names), each_once=True)
+    ran = asyncio.run(run(plan))
+    broken = [breach.sentence for check in ran.checks for breach in check.shown]
+    assert overall(ran.checks) == PASS, f"seed {seed}: {broken}"
+    assert {one.name for one in ran.faults} == set(BASIC)
+    written = [json.loads(line) for line in (plan.directory / "faults.jsonl").read_text().splitlines()]
+    assert [one["name"] for one in written] == [one.name for one in ran.faults]
+    kinds = {operation.kind for operation in ran.operations if operation.acknowledged}
+    assert kinds >= {"create"} | (
+        {"allocate", "cas", "read", "feed"} if "register" in names else {"update", "download"}
+    )
+
+
+def test_every_workload_is_in_a_short_run() -> None:
+    marks = test_every_basic_fault_once_leaves_all_promises_kept.pytestmark  # type: ignore[attr-defined]
+    groups = next(mark for mark in marks if mark.name == "parametrize").args[1]
+    assert {name for group in groups for name in group} == set(WORKLOADS)

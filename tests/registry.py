@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import socket
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from chaos.ports import Reservation
 from raftreg import cluster_init, config, main, wire
 from raftreg.certificates import api_client_context
 from raftreg.client import Client
@@ -24,16 +25,20 @@ from raftreg.config import Limits, PeerConfig, Timing, TlsFiles
 from raftreg.peer import Peer
 
 READY_S = 20.0
+# Of so many ports at a time; a test asks for a dozen.
+RESERVED_MAX = 200
+_RESERVED: deque[Reservation] = deque()
 GATEWAYS = {"ams-1": "ams", "ams-2": "ams", "fra-1": "fra"}
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on right now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Ports of loopback that nobody listens on, and that nobody else is given while a test stops and starts there."""
+    taken = [Reservation() for _ in range(count)]
+    for one in taken:
+        if len(_RESERVED) == RESERVED_MAX:
+            _RESERVED.popleft().release()
+        _RESERVED.append(one)
+    return [one.port for one in taken]
 
 
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = READY_S) -> None:

@@ -254,7 +254,7 @@ class Drainer:
             else:
                 await self._retract(session, batch[0], refused)
             return
-        self._settle(session, batch, results)
+        await self._settle(session, batch, results)
 
     async def _retract(self, session: Session, write: PendingWrite, refused: RegistryRefused) -> None:
         """The registry would not even take the write into the session: park it; what came behind gets new sequences.
@@ -271,9 +271,12 @@ class Drainer:
         self._tell(write, _refusal(reason))
         self._tell_parked(followers)
 
-    def _settle(self, session: Session, batch: list[PendingWrite], results: list[dict[str, Any]]) -> None:
-        """Take the verdicts in order; ack or park is one transaction with what readers see."""
-        for write, result in zip(batch, results, strict=False):
+    async def _settle(self, session: Session, batch: list[PendingWrite], results: list[dict[str, Any]]) -> None:
+        """Take the verdicts in order; ack or park is one transaction with what readers see. Clients get their turns in
+        between: what is not taken when the process ends will be told again."""
+        for number, (write, result) in enumerate(zip(batch, results, strict=False), 1):
+            if number % self._limits.verdicts_turn_max == 0:
+                await asyncio.sleep(0)
             if "error" in result:
                 self._check_outer(result["error"])
                 return

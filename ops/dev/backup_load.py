@@ -121,7 +121,7 @@ class BackupLoad:
 
     def _body(self, backup: Backup) -> dict[str, str]:
         return {
-            "id": backup.uuid, "name": f"daily backup {backup.day} of server {backup.server}", "disk_format": "qcow2",
+            "id": backup.uuid, "name": f"daily backup {backup.day} of server {backup.server}", "disk_format": "raw",
             "container_format": "bare", "visibility": "private", "image_type": "backup", "backup_type": "daily",
             "instance_uuid": self._schedule.uuid_of(backup.server, -1),
         }  # fmt: skip

@@ -165,3 +165,20 @@ async def test_an_answer_without_results_is_no_progress_and_is_told(cluster: Reg
         drainer._link = zone.gateway.uplink
         await zone.drained()
         assert parked(zone) == []
+
+
+async def test_clients_get_turns_while_the_verdicts_of_a_batch_are_taken(tmp_path: Path) -> None:
+    async with running(tmp_path / "fra") as zone:
+        await asyncio.gather(*(zone.create(name=f"n{number}") for number in range(60)))
+    few = {"verdicts_turn_max": 16}
+    async with registry(tmp_path) as cluster, running(tmp_path / "fra", registry=cluster, **few) as zone:
+        depths: set[int] = set()
+
+        def look() -> bool:
+            depths.add(zone.gateway.queue.depth(zone.gateway.store.read()))
+            return 0 in depths
+
+        async with asyncio.timeout(20):
+            while not look():  # noqa: ASYNC110 - every turn of the loop is looked at
+                await asyncio.sleep(0)
+        assert {60 - 15, 60 - 31, 60 - 47} <= depths

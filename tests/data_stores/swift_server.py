@@ -109,6 +109,7 @@ password = {password}
 project_name = {project}
 user_domain_name = Default
 project_domain_name = Default
+interface = public
 delay_auth_decision = true
 [filter:keystoneauth]
 use = egg:swift#keystoneauth
@@ -172,7 +173,7 @@ class Swift:
     def _start(self, server: str, program: str) -> None:
         with (self.directory / f"{server}.log").open("ab") as log:
             self._running[server] = subprocess.Popen(
-                [setup.SWIFT.python, "-I", setup.SWIFT.command(program), self.directory / f"{server}.conf"],
+                [setup.SWIFT.python, "-I", setup.SWIFT.command(program), self.directory / f"{server}.conf", "-v"],
                 env=environment.clean(os.environ), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 

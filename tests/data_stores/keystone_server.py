@@ -53,6 +53,8 @@ class Keystone:
         self.auth_url = f"http://127.0.0.1:{self.port}/v3"
         self.password_file = directory / "password"
         self._process: subprocess.Popen[bytes] | None = None
+        # Of the user in the project, once it runs.
+        self.token = self.project_id = ""
         for name in ("fernet", "receipts"):
             (directory / name).mkdir(parents=True)
         self.password_file.write_text(PASSWORD)
@@ -100,7 +102,8 @@ class Keystone:
         scope = {"project": {"name": PROJECT, "domain": {"name": "Default"}}}
         user = {"name": USER, "domain": {"name": "Default"}, "password": PASSWORD}
         identity = {"methods": ["password"], "password": {"user": user}}
-        token, _ = self._post("auth/tokens", {"auth": {"identity": identity, "scope": scope}})
+        token, body = self._post("auth/tokens", {"auth": {"identity": identity, "scope": scope}})
+        self.token, self.project_id = token, body["token"]["project"]["id"]
         _, made = self._post("services", {"service": {"type": "object-store", "name": "swift"}}, token)
         for interface, place in (("internal", "http://127.0.0.1:1"), ("public", url)):
             row = {"service_id": made["service"]["id"], "interface": interface, "region_id": REGION, "url": place}

@@ -109,6 +109,7 @@ password = {password}
 project_name = {project}
 user_domain_name = Default
 project_domain_name = Default
+interface = public
 delay_auth_decision = true
 [filter:keystoneauth]
 use = egg:swift#keystoneauth
@@ -172,7 +173,7 @@ class Swift:
     def _start(self, server: str, program: str) -> None:
         with (self.directory / f"{server}.log").open("ab") as log:
             self._running[server] = subprocess.Popen(
-                [setup.SWIFT.python, "-I", setup.SWIFT.command(program), self.directory / f"{server}.conf"],
+                [setup.SWIFT.python, "-I", setup.SWIFT.command(program), self.directory / f"{server}.conf", "-v"],
                 env=environment.clean(os.environ), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
@@ -181,15 +182,17 @@ class Swift:
         """Where the proxy for Keystone's users listens, once it runs: its accounts are KEY_ and a project's ID."""
         return f"http://127.0.0.1:{self._keystone_port}"
 
-    def start_keystone_proxy(self, **values: str) -> None:
+    def start_keystone_proxy(self, project_id: str, token: str, **values: str) -> None:
+        """Until it lets the token in; the first time takes it long."""
         common = {"directory": self.directory, "port": self._keystone_port, "user": _user()}
         (self.directory / "keystone.conf").write_text((_COMMON + _KEYSTONE_PROXY).format(**common, **values))
         self._start("keystone", "swift-proxy-server")
-        assert processes.wait_until(lambda: self._is_healthy(self.keystone_url), START_S), self.log()
+        url = f"{self.keystone_url}/v1/KEY_{project_id}/ready"
+        assert processes.wait_until(lambda: self._lets_in(url, token), START_S), self.log()
 
-    def _is_healthy(self, url: str) -> bool:
+    def _lets_in(self, url: str, token: str) -> bool:
         try:
-            with urlopen(f"{url}/healthcheck", timeout=ASK_S):
+            with urlopen(Request(url, b"", {"X-Auth-Token": token}, method="PUT"), timeout=ASK_S):
                 return True
         except OSError:
             return False

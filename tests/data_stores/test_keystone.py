@@ -32,8 +32,8 @@ def users(swift_server: Swift, tmp_path_factory: pytest.TempPathFactory) -> Iter
     url = f"{swift_server.keystone_url}/v1/KEY_$(project_id)s"
     with keystone(tmp_path_factory.mktemp("users"), url) as server:
         swift_server.start_keystone_proxy(
-            auth_url=server.auth_url, user_name=keystone_server.USER, password=keystone_server.PASSWORD,
-            project=keystone_server.PROJECT,
+            server.project_id, server.token, auth_url=server.auth_url, user_name=keystone_server.USER,
+            password=keystone_server.PASSWORD, project=keystone_server.PROJECT,
         )  # fmt: skip
         try:
             yield server

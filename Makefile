@@ -9,7 +9,7 @@ override PYTHON =
 endif
 GO = @RAFTREG_SETUP_PYTHON='$(PYTHON)' /bin/sh ops/dev/start.sh
 
-.PHONY: help run test test-all check sim chaos bench soak up down deps lock clean
+.PHONY: help run test test-all check sim chaos bench soak backup-load up down deps lock clean
 
 help:
 	@echo 'make run       the story: a registry and two zones, broken and healed before your eyes (needs a minute)'
@@ -22,6 +22,7 @@ help:
 	@echo 'make chaos     break a real cluster under load, heal it, judge it: TIME=60 SEED= FAULTS=kill,pause WORKLOAD=register,set'
 	@echo 'make bench     benchmarks'
 	@echo 'make soak      measured runs with kills, restarts, transfers, a million images, feed consumers (ARGS: which ones)'
+	@echo 'make backup-load  daily backups of many servers, with outages (ARGS: --help tells)'
 	@echo 'make deps      install what tests can use beyond Python packages (the only target that asks apt-get)'
 	@echo 'make lock      renew the lock files in ops/locks from pyproject.toml (needs uv and the network)'
 	@echo 'make clean     stop the development cluster, remove environments and caches'
@@ -49,6 +50,9 @@ bench:
 
 soak:
 	$(GO) soak $(ARGS)
+
+backup-load:
+	$(GO) backup-load $(ARGS)
 
 up:
 	$(GO) up $(ARGS)

@@ -79,8 +79,9 @@ class Links:
     """
 
     def __init__(self, control: str, run: str | None = None) -> None:
+        self.control, self.run = control, run or uuid.uuid4().hex[:12]
         self._host, self._port = ports.split(control)
-        self._prefix = f"{run or uuid.uuid4().hex[:12]}-"
+        self._prefix = f"{self.run}-"
         self._addresses: dict[str, str] = {}
         self._client = Toxiproxy()
 

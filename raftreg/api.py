@@ -17,6 +17,7 @@ from raftreg import config as configuration
 from raftreg import errors, wire
 from raftreg.api_changes import Changes
 from raftreg.api_context import PATIENCE, Context, Document, Leadership, Proposer, Reads
+from raftreg.api_deletions import Deletions
 from raftreg.api_forward import Forwarder
 from raftreg.api_images import Images
 from raftreg.api_integrity import Integrity, Soundness
@@ -71,7 +72,7 @@ def build_app(
     app[CONTEXT] = context
     peer = _Peer(context)
     for handlers in (
-        Images(context), Projects(context), Zones(context), Changes(context), Leader(context),
+        Images(context), Deletions(context), Projects(context), Zones(context), Changes(context), Leader(context),
         Level(context, levels), Integrity(context, integrity), OpenApi(context), peer,
     ):  # fmt: skip
         app.add_routes(handlers.routes())

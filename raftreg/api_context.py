@@ -96,6 +96,12 @@ class Caller:
         if zone is not None and zone != self.subject.zone:
             raise errors.Forbidden(f"gateway {gateway} belongs to zone {self.subject.zone}, not to {zone}")
 
+    def require_zone(self, zone: str) -> None:
+        """Refuse unless the caller is a gateway of this zone or an operator."""
+        self.require_role("operator", "gateway")
+        if not self.is_operator and self.subject.zone != zone:
+            raise errors.Forbidden(f"gateway {self.subject.name} belongs to zone {self.subject.zone}, not to {zone}")
+
     def require_role(self, *roles: str) -> None:
         if self.subject.role not in roles:
             raise errors.Forbidden(f"this needs a certificate of role {' or '.join(roles)}, not {self.subject.role}")

@@ -238,11 +238,15 @@ def _found(image: Document | None, ref: Document) -> Document:
     if image is None:
         raise errors.ImageNotFound(f"no image with {named}")
     if image.get("deleted"):
-        raise errors.ImageDeleted(f"the image with {named} was deleted", **image)
+        raise errors.ImageDeleted(f"the image with {named} was deleted{_held(image['holders'])}", **image)
     for kind, value in ref.items():
         if image[kind] != value:
             raise errors.BadRequest(f"{named} are not the same image", code="image_mismatch")
     return image
+
+
+def _held(holders: list[str]) -> str:
+    return f"; bytes of it may still be in {', '.join(holders)}" if holders else ""
 
 
 def _base_version(request: web.Request) -> Document:

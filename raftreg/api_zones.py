@@ -81,7 +81,7 @@ class Zones:
         """Idempotent: registers the zone, or changes what is said about it."""
         context, zone = self._context, request.match_info["zone"]
         caller = context.caller(request)
-        _require_zone(caller, zone)
+        caller.require_zone(zone)
         fields = take(await self._optional_body(request), _ZONE)
         return context.answer(
             request, await context.propose(request, caller, {"op": "register_zone", "zone": zone, **fields})
@@ -194,12 +194,6 @@ class Zones:
 
     async def _optional_body(self, request: web.Request) -> Document:
         return await self._context.body(request) if request.can_read_body else {}
-
-
-def _require_zone(caller: Caller, zone: str) -> None:
-    caller.require_role("operator", "gateway")
-    if not caller.is_operator and caller.subject.zone != zone:
-        raise errors.Forbidden(f"gateway {caller.subject.name} belongs to zone {caller.subject.zone}, not to {zone}")
 
 
 def _session_operation(operation: Any, session: str, gateway: str, caller: Caller) -> Document:

@@ -94,6 +94,19 @@ class Client(FeedRequests):
             params["force"] = "true"
         return await self.request("DELETE", path, params=params, headers=headers, key=key or new_key())
 
+    async def fates(self, images: Sequence[Mapping[str, Any]]) -> list[Document]:
+        """What has become of images, each {"number", "uuid"}: {"fate": "live"}, {"fate": "deleted", "revision"} or
+        {"fate": "unknown"}, in order."""
+        answer = await self.request("POST", "images/fates", body={"images": list(images)}, safe=True)
+        fates: list[Document] = answer["fates"]
+        return fates
+
+    async def confirm_deletions(self, zone: str, numbers: Sequence[int]) -> int:
+        """Say that the zone holds no bytes of these deleted images any more; how many were still counted for it."""
+        path = _path("zones", zone, "deletions")
+        answer = await self.request("POST", path, body={"numbers": list(numbers)}, safe=True)
+        return int(answer["confirmed"])
+
     async def allocate_ids(self, count: int = 1, *, key: str | None = None) -> tuple[int, int]:
         """(first, last) of IDs that nobody else ever gets."""
         ok = await self.request("POST", "ids", body={"count": count}, key=key or new_key())

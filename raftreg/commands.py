@@ -65,6 +65,8 @@ IDEMPOTENCY_RETENTION_US = 24 * 3600 * 1_000_000
 IDEMPOTENCY_ROWS_MAX = 20_000_000
 # Every keyed command forgets up to so many expired rows, so that they shrink faster than they grow.
 IDEMPOTENCY_PRUNE_MAX = 2
+# Deletions that one command confirms: a fraction of a millisecond of apply.
+CONFIRMATIONS_MAX = 512
 # Changes removed by one command; the proposer repeats until the floor is reached.
 COMPACT_ROWS_MAX = 1000
 # Rows of a migration to the next feature level by one command; it is repeated until the last one.
@@ -308,6 +310,15 @@ def _member_names(value: Any, name: str) -> None:
         _member(project, f"a project in {name}")
 
 
+_number = _integer(1)
+
+
+def _numbers(value: Any, name: str) -> None:
+    _list(value, name, CONFIRMATIONS_MAX)
+    for number in value:
+        _number(number, f"a number in {name}")
+
+
 def _set(value: Any, name: str) -> None:
     _map(value, name)
     for attribute, item in value.items():
@@ -452,6 +463,7 @@ _OPS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
         ("image",),
     ),
     "delete_image": (_UPDATE_REFERENCE, ("image",)),
+    "confirm_deletions": ({"zone": _identifier, "numbers": _numbers}, ("zone", "numbers")),
     "allocate_ids": ({"count": _integer(1, IDS_PER_COMMAND_MAX)}, ("count",)),
     "open_session": (
         {

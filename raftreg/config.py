@@ -147,6 +147,8 @@ class Limits:
     read_deadline_s: float = 5.0
     batch_operations_max: int = 512
     session_operations_max: int = 256
+    # Images of which one request asks what has become of them: two rows each, a few milliseconds between two turns.
+    fates_max: int = 512
     page_rows_max: int = 1000
     page_rows_default: int = 100
     # Longest single page, whatever its rows hold; one turn's worth of encoding.

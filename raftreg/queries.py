@@ -42,7 +42,8 @@ SCAN_ROWS_MAX = 1000
 def get_image(view: View, ref: Row) -> Row | None:
     """The image that `ref` ({"number"}, {"uuid"} or both) names; with both, by number.
 
-    Of a deleted one {"deleted": True, "number", "uuid", "version", "revision", "deleted_at"}; of an unknown one None.
+    Of a deleted one {"deleted": True, "number", "uuid", "version", "revision", "deleted_at", "holders"}, with
+    the registered zones that have not said yet that its bytes are gone; of an unknown one None.
     """
     number = ref.get("number")
     if number is None:
@@ -57,9 +58,18 @@ def get_image(view: View, ref: Row) -> Row | None:
     tombstone = _tombstone(view, number)
     if tombstone is None:
         return None
-    return {"deleted": True} | {
-        name: tombstone[name] for name in ("number", "uuid", "version", "revision", "deleted_at")
-    }
+    kept = {name: tombstone[name] for name in ("number", "uuid", "version", "revision", "deleted_at")}
+    holders = [zone for zone in tombstone["holders"] if view.get(zone_key(zone)) is not None]
+    return {"deleted": True, **kept, "holders": holders}
+
+
+def fate(view: View, ref: Row) -> Row:
+    """What has become of the image with this number and this UUID: {"fate": "live"}, {"fate": "deleted", "revision"} or
+    {"fate": "unknown"}, also where the two are not the same image's: nothing was ever said of such a one."""
+    found = get_image(view, {"number": ref["number"]})
+    if found is None or found["uuid"] != ref["uuid"]:
+        return {"fate": "unknown"}
+    return {"fate": "deleted", "revision": found["revision"]} if found.get("deleted") else {"fate": "live"}
 
 
 def _tombstone(view: View, number: int) -> Row | None:

@@ -19,6 +19,7 @@ from raftreg.commands import (
     check_metadata_size,
 )
 from raftreg.state_context import Command, Context, Ok, Refused
+from raftreg.state_deletions import holders
 from raftreg.state_numbers import claim
 from raftreg.state_projects import charges
 from raftreg.state_zones import require_zone, zone_row
@@ -403,6 +404,7 @@ def delete_image(ctx: Context, command: Command, session: Row | None = None) -> 
     image["revision"] = ctx.next_revision()
     tombstone = {name: image[name] for name in _KEPT}
     tombstone |= {"version": image["version"], "revision": image["revision"], "deleted_at": ctx.time_us}
+    tombstone["holders"] = holders(image)
     ctx.insert(tombstone_key(number), pack(tombstone))
     ctx.head.images -= 1
     ctx.head.tombstones += 1

@@ -12,6 +12,7 @@ from typing import Any
 
 from raftreg.commands import COMPACT_ROWS_MAX, OPS, Invalid, validate
 from raftreg.state_context import Command, Context, Ok, Refused, context, outcome
+from raftreg.state_deletions import confirm_deletions
 from raftreg.state_epochs import begin_epoch
 from raftreg.state_images import create_image, delete_image, update_image
 from raftreg.state_keys import once
@@ -124,6 +125,7 @@ _OPS: dict[str, Callable[[Context, Command], Ok]] = {
     "create_image": create_image,
     "update_image": update_image,
     "delete_image": delete_image,
+    "confirm_deletions": confirm_deletions,
     "allocate_ids": allocate_ids,
     "open_session": open_session,
     "grant_block": grant_block,

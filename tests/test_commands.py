@@ -30,6 +30,7 @@ GOOD: list[dict[str, Any]] = [
     CREATE | {"actor": None, "home_zone": None, "number": None},
     UPDATE | {"set": {"name": "x", "properties.a.b": "c", "tags": []}, "unset": ["properties.d"], "base_version": 3},
     UPDATE | {"image": {"number": 1, "uuid": UUID}, "add_locations": [LOCATION], "remove_locations": ["k"]},
+    {"op": "confirm_deletions", "zone": "fra", "numbers": [1, 2]},
     {"op": "delete_image", "image": {"sequence": 3}, "force": True},
     {"op": "allocate_ids", "count": commands.IDS_PER_COMMAND_MAX},
     {

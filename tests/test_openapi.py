@@ -21,6 +21,7 @@ from jsonschema import ValidationError
 from raftreg import (
     api,
     api_changes,
+    api_deletions,
     api_images,
     api_leader,
     api_level,
@@ -176,6 +177,8 @@ def test_enumerations_are_those_of_the_code() -> None:
         ("ZoneRequest", api_zones._ZONE),
         ("GatewayRequest", api_zones._GATEWAY),
         ("HeartbeatRequest", api_zones._HEARTBEAT),
+        ("FatesRequest", api_deletions._FATES),
+        ("ConfirmRequest", api_deletions._CONFIRMATION),
         ("SessionRequest", api_zones._SESSION),
         ("SessionOperations", api_zones._OPERATIONS),
         ("SessionOperation", api_zones._OPERATION),
@@ -287,6 +290,9 @@ async def exercise(judge: Judge, accept: str) -> None:
     await judge("POST", "batch", {"operations": [bad], "atomic": True}, accept=accept)
     await judge("DELETE", f"images/{atomic['uuid']}", accept=accept)
     await judge("GET", f"images/{atomic['uuid']}", accept=accept)
+    fates = [{"number": number, "uuid": UUID} for number in (1, 999)]
+    await judge("POST", "images/fates?consistency=stale", {"images": fates}, accept=accept)
+    await judge("POST", "zones/ams/deletions", {"numbers": [1, 2]}, accept=accept)
     await judge("POST", "ids", {"count": 3}, accept=accept)
     await drain(judge, accept)
     for path in (
@@ -372,6 +378,7 @@ def forbidden() -> list[tuple[str, str, Any]]:
         ("PUT", "zones/fra", {}),
         ("PUT", "zones/ams/gateways/ams-2", {}),
         ("POST", "zones/fra/heartbeat", {}),
+        ("POST", "zones/fra/deletions", {"numbers": [1]}),
         ("POST", "sessions", session("ams-2")),
         ("GET", "sessions", None),
         ("GET", f"sessions/{SESSION}", None),

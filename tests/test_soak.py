@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 import sys
+import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chaos.history import History
+from ops.dev.backup_job import ImagesApi
+from ops.dev.cluster import Zone
 from ops.soak import __main__ as program
-from ops.soak.outcome import Outcome, spread_ms
+from ops.soak import offline, uplink_traffic
+from ops.soak.counted_links import counted
+from ops.soak.image_lives import ImageLives, Life
+from ops.soak.outcome import Outcome, quantiles_ms, spread_ms
 from ops.soak.plain_clients import PlainClients
+from ops.soak.steady_requests import Pace, pace
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +100,81 @@ def test_a_missed_target_of_time_passes_only_where_any_speed_will_do(
     monkeypatch.setattr(sys, "argv", ["soak", "one", *(["--any-speed"] if any_speed else [])])
     assert program.main() == status
     assert "FAIL: too slow" in capsys.readouterr().out
+
+
+def test_median_and_p99_are_told_in_milliseconds() -> None:
+    assert quantiles_ms([0.001] * 90 + [0.1] * 10) == {"p50_ms": 1.0, "p99_ms": 100.0}
+    assert quantiles_ms([1.0]) == {"p50_ms": 0.0, "p99_ms": 0.0}
+
+
+async def test_requests_come_at_their_pace_though_the_answers_are_late() -> None:
+    begun: list[int] = []
+    answered = asyncio.Event()
+
+    async def ask(number: int) -> None:
+        begun.append(number)
+        if len(begun) == 10:
+            answered.set()
+        await answered.wait()
+
+    assert await pace(Pace(200.0, time.monotonic() + 0.2), ask) == len(begun) >= 10
+    assert begun == sorted(begun)
+
+
+async def test_a_link_counts_the_bytes_of_both_directions() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"answer to " + await reader.readexactly(5))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with server, counted([f"{host}:{port}"]) as (link,):
+        reader, writer = await asyncio.open_connection(*link.address.split(":"))
+        writer.write(b"hello")
+        assert await reader.read() == b"answer to hello"
+        writer.close()
+        assert (link.bytes, link.connections) == (len(b"hello" + b"answer to hello"), 1)
+
+
+def test_what_a_gateway_asks_by_itself_is_told_from_what_its_clients_cause() -> None:
+    requests = Counter(
+        {"/registry/v1/gateways/{gateway}/heartbeat": 7, "/healthcheck": 2, "/registry/v1/images/{image}": 1}
+    )
+    window = uplink_traffic.Window(1.0, 0, requests)
+    assert (window.by_itself, window.others) == (9, {"/registry/v1/images/{image}": 1})
+
+
+def lives_of(tmp_path: Path) -> ImageLives:
+    """One image that was created, updated twice, shared and deleted, as its client was told."""
+    lives = ImageLives(ImagesApi(Zone("", "")), "fra-1", History(tmp_path / "history"), 1, seed=1)
+    lives.lives.append(Life(1, "u", random.Random(1), "client", steps=2, shared=True, deleted=True))
+    return lives
+
+
+def change(op: str = "update_image", step: int | None = None, shared: bool = False) -> dict[str, Any]:
+    return {"op": op, "uuid": "u", "step": step, "shared": shared}
+
+
+CREATED, FIRST, SECOND, SHARED, DELETED = (
+    change("create_image"), change(step=1), change(step=2), change(shared=True), change("delete_image")
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "is_right"),
+    [
+        ([CREATED, FIRST, SECOND, SHARED, DELETED], True),
+        ([CREATED, FIRST, SHARED, SECOND, DELETED], True),
+        ([CREATED, SECOND, FIRST, SHARED, DELETED], False),
+        ([CREATED, FIRST, SECOND, SECOND, SHARED, DELETED], False),
+        ([CREATED, SECOND, SHARED, DELETED], False),
+        ([CREATED, CREATED, FIRST, SECOND, SHARED, DELETED], False),
+        ([CREATED, FIRST, SECOND, DELETED], False),
+        ([CREATED, FIRST, SECOND, SHARED], False),
+    ],
+    ids=["right", "shared between", "reordered", "twice", "lost", "created twice", "not shared", "not deleted"],
+)
+def test_writes_that_are_lost_doubled_or_reordered_are_found(
+    tmp_path: Path, told: list[dict[str, Any]], is_right: bool
+) -> None:
+    assert (list(offline.out_of_order(lives_of(tmp_path), told)) == []) is is_right

@@ -423,7 +423,7 @@ def test_a_delete_leaves_a_tombstone_and_wins_over_concurrent_updates(life: Life
     ok = life.ok(delete(1, base_version=1))
     assert ok == {"number": 1, "uuid": uuid_of("a"), "version": 3, "revision": 3}
     found = queries.get_image(life.view, {"number": 1})
-    assert found == {"deleted": True, **ok, "deleted_at": life.now_us}
+    assert found == {"deleted": True, **ok, "deleted_at": life.now_us, "holders": []}
     change = queries.changes_since(life.view, 2, 9, 1 << 20)[0]
     assert (change["op"], change["deleted"], change["version"]) == ("delete_image", True, 3)
     assert "image" not in change

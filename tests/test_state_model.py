@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from raftreg import listing, queries, state_machine
 from raftreg.commands import EPOCH_IDS_SKIPPED
 from raftreg.tables import hash16, pack, unpack
-from tests.state_life import CHAIN_START, START_US, Document, Life, a_state, create, uuid_of
+from tests.state_life import CHAIN_START, START_US, Document, Life, a_state, create, location, uuid_of
 
 ZONES = {"gw1": "fra", "gw2": "ber"}
 
@@ -29,6 +29,7 @@ class Image:
     version: int = 1
     home: str | None = None
     deleted: bool = False
+    holders: set[str] = field(default_factory=set)
     values: dict[str, str | None] = field(default_factory=dict)
     members: dict[str, str] = field(default_factory=dict)
     changed_at: dict[str, int] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class Model:
         elif number in self.images:
             return {"code": "number_taken"}
         image = Image(command["uuid"], home=command.get("home_zone"), epoch=self.epoch)
+        image.holders = {location["zone"] for location in command.get("locations", ())}
         image.values["name"] = command["attributes"]["name"]
         self.images[number] = image
         return {"number": number, "version": 1}
@@ -137,6 +139,13 @@ class Model:
         image = self.images[number]
         image.deleted, image.version = True, image.version + 1
         return {"number": number, "version": image.version}
+
+    def _confirm_deletions(self, command: Document, _session: Session | None) -> Document:
+        images = [self.images[number] for number in command["numbers"] if number in self.images]
+        held = [image for image in images if image.deleted and command["zone"] in image.holders]
+        for image in held:
+            image.holders = image.holders - {command["zone"]}
+        return {"confirmed": len(held)}
 
     def _allocate_ids(self, command: Document, _session: Session | None) -> Document:
         first, self.next_id = self.next_id, self.next_id + command["count"]
@@ -220,7 +229,7 @@ def abridged(result: Document) -> Document:
         return abridged(ok["result"])
     if "zone" in ok or "results" in ok or "next_id" in ok:
         return {}
-    names = ("number", "version", "first", "token", "last_sequence", "diverged")
+    names = ("number", "version", "first", "token", "last_sequence", "diverged", "confirmed")
     return {name: ok[name] for name in names if name in ok}
 
 
@@ -249,7 +258,10 @@ PROJECTS = st.sampled_from(["m1", "m2"])
 MEMBERS = st.dictionaries(
     PROJECTS, st.sampled_from([{}, {"status": "accepted"}, {"status": "rejected"}]), min_size=1, max_size=2
 )
-creates = st.builds(lambda n, home: create(f"i{n}", home_zone=home), st.integers(1, 30), HOMES)
+creates = st.builds(
+    lambda n, home, zones: create(f"i{n}", home_zone=home, locations=[location(zone, zone) for zone in zones]),
+    st.integers(1, 30), HOMES, st.sampled_from([[], ["fra"], ["ber", "fra"]]),
+)  # fmt: skip
 numbered = st.builds(
     lambda n, number: create(f"i{n}", number=number), st.integers(1, 30), st.sampled_from([1, 1, 1, 4, 4, 7])
 )
@@ -261,6 +273,10 @@ updates = st.builds(
     NUMBERS, CHANGES, MEMBERS | st.just({}), st.lists(PROJECTS, max_size=1), st.sampled_from([None, 1, 1, 2, 3]),
 )  # fmt: skip
 deletes = st.builds(lambda number: {"op": "delete_image", "image": {"number": number}}, NUMBERS)
+confirmations = st.builds(
+    lambda zone, number: {"op": "confirm_deletions", "zone": zone, "numbers": [number, number]},
+    st.sampled_from(["fra", "ber"]), st.sampled_from([7, 7, 8, 9, 10, 99]),
+)  # fmt: skip
 allocations = st.builds(lambda count: {"op": "allocate_ids", "count": count}, st.integers(1, 2))
 simple = weighted((2, creates), (6, updates), (1, deletes), (1, allocations))
 acted = st.builds(lambda command, actor: {**command, "actor": actor}, simple, ACTORS)
@@ -293,6 +309,7 @@ histories = st.lists(
         (2, keyed),
         (2, atomics),
         (2, leases),
+        (2, confirmations),
         (4, openings),
         (2, grants),
         (8, carried),
@@ -368,6 +385,7 @@ def check_images(life: Life, model: Model) -> None:
         assert (image["uuid"], image["version"]) == (expected.uuid, expected.version)
         assert expected.deleted or image.get("epoch_version") == expected.epoch_version
         assert image.get("deleted", False) == expected.deleted
+        assert not expected.deleted or set(image["holders"]) <= expected.holders
         if not expected.deleted:
             assert {project: member["status"] for project, member in image["members"].items()} == expected.members
             found = {"name": image["name"], "owner": image["owner"], "properties.p": image["properties"].get("p")}

@@ -60,18 +60,20 @@ class Side:
             self.catalogue.advance(txn, (1, revision))
         self.check()
 
-    def leave(self, revision: int) -> None:
-        """As the feed says that the image is none of the tenant set's any more."""
+    def leave(self, revision: int) -> list[dict[str, Any]]:
+        """As the feed says that the image is none of the tenant set's any more; returns what left."""
         with self.store.transaction() as txn:
-            self.catalogue.leave(txn, UUID, revision)
             self.catalogue.advance(txn, (1, revision))
+            left = self.catalogue.leave(txn, UUID, revision)
         self.check()
+        return left
 
-    def heartbeat(self, revision: int) -> None:
+    def heartbeat(self, revision: int) -> list[dict[str, Any]]:
         with self.store.transaction() as txn:
             self.catalogue.advance(txn, (1, revision))
-            self.catalogue.leave_outside(txn, revision, 10)
+            left = self.catalogue.leave_outside(txn, revision, 10)
         self.check()
+        return left
 
     def outside(self) -> int:
         return self.store.read().count("outside")
@@ -237,7 +239,7 @@ def test_a_bootstrap_merges_by_version_and_forgets_what_is_gone(side: Side) -> N
         doomed, after = side.catalogue.unseen(txn, b"", 100)
         assert (len(doomed), after) == (1, None)
         for key in doomed:
-            assert (side.catalogue.forget(txn, key) or {})["uuid"] == other
+            assert [image["uuid"] for image in side.catalogue.forget(txn, key)] == [other]
     side.check()
 
 
@@ -322,7 +324,7 @@ def test_own_versions_of_an_epoch_that_ended_are_remembered_as_such(side: Side) 
         side.lay(update(position, name="ours"))
     with side.store.transaction() as txn:
         side.catalogue.acknowledge(txn, UUID, 1, {"revision": 9, "version": 3, "image": image(3)})
-        side.catalogue.forget_epoch(txn)
+        side.catalogue.forget_epoch(txn, b"", 99)
         row = txn.row("overlay", key_of(UUID))
     assert (row["own_versions"], row["own_before"]) == ([], [3])
 
@@ -364,18 +366,18 @@ def narrow(side: Side) -> Side:
 
 def test_an_image_that_leaves_the_tenant_set_goes_at_once_without_own_writes(narrow: Side) -> None:
     narrow.change(1, image(1))
-    narrow.leave(2)
+    assert narrow.leave(2) == [image(1)]
     assert (narrow.seen(), narrow.overlaid(), narrow.outside()) == (None, False, 0)
 
 
 def test_an_own_pending_write_is_shown_until_its_verdict_has_come_round(narrow: Side) -> None:
     narrow.change(1, image(1))
     narrow.lay(update(1, name="mine"))
-    narrow.leave(2)
+    assert narrow.leave(2) == []
     assert (narrow.seen() or {})["name"] == "mine"
     narrow.ack(1, 3, image(3, name="mine", owner="q"))
     assert (narrow.seen() or {})["owner"] == "q"
-    narrow.heartbeat(3)
+    assert narrow.heartbeat(3) == [image(3, name="mine", owner="q")]
     assert (narrow.seen(), narrow.overlaid(), narrow.outside()) == (None, False, 0)
 
 
@@ -395,7 +397,15 @@ def test_a_create_that_nobody_of_the_set_sees_goes_once_the_feed_has_passed_its_
     narrow.ack(1, 10, image(1, owner="q"))
     narrow.heartbeat(9)
     assert narrow.seen() == image(1, owner="q")
+    assert narrow.heartbeat(10) == [image(1, owner="q")]
+    assert (narrow.seen(), narrow.overlaid(), narrow.outside()) == (None, False, 0)
+
+
+def test_it_does_not_go_unnoticed_where_the_feed_was_faster_than_the_ack(narrow: Side) -> None:
+    narrow.lay({"position": 1, "kind": "create", "image": image(0, owner="q")})
     narrow.heartbeat(10)
+    narrow.ack(1, 10, image(1, owner="q"))
+    assert narrow.heartbeat(11) == [image(1, owner="q")]
     assert (narrow.seen(), narrow.overlaid(), narrow.outside()) == (None, False, 0)
 
 

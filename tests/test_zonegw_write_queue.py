@@ -15,6 +15,7 @@ from zonegw.catalogue import Catalogue
 from zonegw.config import Limits
 from zonegw.errors import StorageFull
 from zonegw.parking import Parking
+from zonegw.retries import Retries
 from zonegw.rewind import Rewind
 from zonegw.store import Store, unpack
 from zonegw.write_queue import INITIAL_HASH, PendingWrite, Session, WriteQueue, chain_hash
@@ -135,8 +136,8 @@ def test_a_full_queue_refuses_and_keeps_what_it_has(store: Store) -> None:
 
 
 def test_drained_writes_are_kept_for_their_time_and_number(store: Store) -> None:
-    now = [0]
-    queue = WriteQueue(Limits(queue_retain_h=1, queue_retain_max_writes=3), now_us=lambda: now[0])
+    now = [0.0]
+    queue = WriteQueue(Limits(queue_retain_h=1, queue_retain_max_writes=3), clock=lambda: now[0])
     session = Session("s", 1)
     for _ in range(5):
         append(queue, store)
@@ -146,9 +147,27 @@ def test_drained_writes_are_kept_for_their_time_and_number(store: Store) -> None
     with store.transaction() as txn:
         assert queue.prune(txn) == 2
         assert queue.prune(txn) == 0
-    now[0] = 3_600_000_001
+    now[0] = 3600.1
     with store.transaction() as txn:
         assert queue.prune(txn) == 3
+
+
+def test_a_step_of_the_wall_clock_takes_no_drained_write_away(tmp_path: Path) -> None:
+    """A year forwards, also over a restart; and backwards."""
+    wall, year_us = [10**15], 365 * 86400 * 10**6
+    for step in (0, year_us, -year_us):
+        wall[0] += step
+        store = Store(tmp_path / "store", Limits())
+        queue = WriteQueue(Limits(queue_retain_h=1), now_us=lambda: wall[0])
+        session = queue.session(store.read()) or Session("s", 1)
+        append(queue, store)
+        write = send(queue, store, session)[0]
+        with store.transaction() as txn:
+            queue.ack(txn, session, write, {"revision": 1})
+        wall[0] += step
+        with store.transaction() as txn:
+            assert queue.prune(txn) == 0
+        store.close()
 
 
 class QueueLife(RuleBasedStateMachine):
@@ -167,7 +186,8 @@ class QueueLife(RuleBasedStateMachine):
 
     @rule(uuid=st.sampled_from([A, B]))
     def enqueue(self, uuid: str) -> None:
-        self.enqueued.append(append(self.queue, self.store, uuid, **NOTHING))
+        image = {"number": 7, "uuid": uuid}
+        self.enqueued.append(append(self.queue, self.store, uuid, image=image, **NOTHING))
 
     @rule(count=st.integers(1, 3))
     def mark_sent(self, count: int) -> None:
@@ -200,6 +220,21 @@ class QueueLife(RuleBasedStateMachine):
             self.hashes[ordinal, 0] = INITIAL_HASH
         while parking.step() is not None:
             pass
+
+    @rule()
+    def retry(self) -> None:
+        """An operator puts the oldest parked write back, with what is to follow it: under new positions."""
+        head = next(self.queue.parked(self.store.read()), None)
+        if head is None:
+            return
+        retries = Retries(self.store, self.queue, Catalogue(), Limits(park_batch_max=2), on_queued=lambda: None)
+        before = {row["write"]["position"] for row in self.queue.parked(self.store.read())}
+        highest = self.queue.highest_position(self.store.read())
+        moved, _ = retries._retry_some(head, head["write"]["uuid"])
+        gone = before - {row["write"]["position"] for row in self.queue.parked(self.store.read())}
+        assert len(gone) == moved
+        self.enqueued = [position for position in self.enqueued if position not in gone]
+        self.enqueued += range(highest + 1, highest + 1 + moved)
 
     @rule(part=st.floats(0, 1), knows_older_sessions=st.booleans())
     def restore(self, part: float, knows_older_sessions: bool) -> None:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from zonegw import folding, listing, overlay
+from zonegw import folding, listing, overlay, usage
 from zonegw.store import Txn, u64, unpack
 
 Image = dict[str, Any]
@@ -102,6 +102,13 @@ class Catalogue:
         found.update(patch["position"] for patch in row["patches"] if patch["position"] > after)
         return sorted(found)[:rows]
 
+    def all(self, txn: Txn) -> Iterator[Image]:
+        """Every image that readers see; don't write to the listing meanwhile."""
+        for _, uuid in listing.walk(txn, [listing.ALL], "created_at", reverse=False):
+            image = self.get(txn, uuid)
+            if image is not None:
+                yield image
+
     def count(self, txn: Txn) -> int:
         return txn.count("catalogue")
 
@@ -163,9 +170,11 @@ class Catalogue:
         row = txn.row("overlay", key) or overlay.empty()
         self._settle(txn, key, row, position)
         overlay.acknowledge(row, position, result["revision"], result.get("version"), result.get("image"))
-        after = self._save(txn, key, row, before)
-        if after is not None and not self.shows(after):
-            txn.put("outside", key, b"")  # no change record will come that takes the row away
+        if row["base"] is not None and not self.shows(row["base"]):
+            # No change record will come that takes the row away: the next one of any image does (`leave_outside`).
+            txn.put("outside", key, b"")
+            row["acked"] = max(row["acked"], (self.position(txn) or (0, 0))[1] + 1)
+        self._save(txn, key, row, before)
 
     def delete_was_done(self, txn: Txn, uuid: str, position: int, revision: int | None) -> None:
         """Another side deleted the image, as `revision` where that is known, before the delete at `position`: it stays
@@ -201,22 +210,26 @@ class Catalogue:
         self._save(txn, key, row, before, reached=change["revision"])
         return known if change.get("deleted") else None
 
-    def leave(self, txn: Txn, uuid: str, revision: int) -> None:
-        """Since `revision` the image is none that the tenant set has. Its bytes stay, for it is not deleted; what own
-        pending writes are laid over stays until the verdict on them (`leave_outside`)."""
+    def leave(self, txn: Txn, uuid: str, revision: int) -> list[Image]:
+        """Since `revision` the image is none that the tenant set has; returns it as it was last known. Its bytes stay,
+        for it is not deleted. What own pending writes are laid over stays too, until the verdict on them
+        (`leave_outside`)."""
         key = key_of(uuid)
         before, known = self.get(txn, uuid), self._registered(txn, key)
         row = txn.row("overlay", key) or overlay.empty()
         txn.delete("catalogue", key)
         stays = overlay.is_pending(row) or row["acked"] > revision
-        row["base"] = overlay.newest(known, row["base"]) if stays else None
+        last = overlay.newest(known, row["base"])
+        row["base"] = last if stays else None
         if stays:
             txn.put("outside", key, b"")
         self._save(txn, key, row, before, reached=revision)
+        return [last] if last is not None and not stays else []
 
-    def leave_outside(self, txn: Txn, revision: int, rows_max: int) -> None:
+    def leave_outside(self, txn: Txn, revision: int, rows_max: int) -> list[Image]:
         """Drop images that the tenant set has not once the verdict on own writes of them is there and `revision` has
-        come, which could have brought them in; looks at up to `rows_max`."""
+        come, which could have brought them in; looks at up to `rows_max`, and returns those that left."""
+        left: list[Image] = []
         for key, _ in list(islice(txn.scan("outside"), rows_max)):
             row = txn.row("overlay", key) or overlay.empty()
             if overlay.is_pending(row) or row["acked"] > revision:
@@ -224,15 +237,17 @@ class Catalogue:
             txn.delete("outside", key)
             shown = overlay.newest(self._registered(txn, key), row["base"])
             if shown is not None and not self.shows(shown):
-                self.leave(txn, str(UUID(bytes=key)), revision)
+                left += self.leave(txn, str(UUID(bytes=key)), revision)
+        return left
 
     def removed_locations(self, txn: Txn, change: dict[str, Any]) -> list[dict[str, Any]]:
         """What a change that is about to be applied takes from the locations of its image: said explicitly, never by
         an image's absence."""
         if change.get("deleted") or "locations" not in change.get("changed", ()):
             return []
-        known = self._registered(txn, key_of(change["uuid"]))
-        if known is None or known["version"] >= change["image"]["version"]:
+        key = key_of(change["uuid"])
+        known = self._registered(txn, key)
+        if known is None or known["version"] >= change["image"]["version"] or self._is_of_another_epoch(txn, key):
             return []
         kept = {location["key"] for location in change["image"]["locations"]}
         return [location for location in known["locations"] if location["key"] not in kept]
@@ -275,15 +290,18 @@ class Catalogue:
         if now is not None and now[0] != position[0]:
             txn.delete("meta", _POSITION)
 
-    def forget_epoch(self, txn: Txn) -> None:
+    def forget_epoch(self, txn: Txn, after: bytes, rows: int) -> bytes | None:
         """The bootstrap under way is of another epoch, whose versions can't be compared with those that are here: what
-        it brings replaces them, and acks of the epoch before say nothing any more."""
+        it brings replaces them, and acks of the epoch before say nothing any more. That is done for the next `rows`;
+        returns where to go on."""
         txn.put_row("meta", _EPOCH_PASS, self._pass(txn))
-        for key, data in list(txn.scan("overlay")):
+        found = list(islice(txn.scan("overlay", after), rows))
+        for key, data in found:
             row = unpack(data)
             before = overlay.effective(self._registered(txn, key), row)
             overlay.forget_acks(row)
             self._save(txn, key, row, before)
+        return found[-1][0] + b"\x00" if len(found) == rows else None
 
     def _is_of_another_epoch(self, txn: Txn, key: bytes) -> bool:
         row = txn.row("catalogue", key)
@@ -306,29 +324,42 @@ class Catalogue:
             last = key + b"\x00"
         return doomed, None
 
-    def forget(self, txn: Txn, key: bytes) -> Image | None:
-        """Drop an image that the registry no longer has, or that the tenant set has not; its bytes stay, for absence
-        proves no delete."""
+    def forget(self, txn: Txn, key: bytes) -> list[Image]:
+        """Drop an image that the registry no longer has, or that the tenant set has not, and return it as it was last
+        known, unless its delete is: its bytes stay, for absence proves no delete."""
         uuid = str(UUID(bytes=key))
-        before, known = self.get(txn, uuid), self._registered(txn, key)
+        before, known = self.get(txn, uuid), self.registered(txn, uuid)
         if known is not None and not self.shows(known):
             self.leave(txn, uuid, 0)
-            return known
+            return [known]
         txn.delete("catalogue", key)
         self._index(txn, before, overlay.effective(None, txn.row("overlay", key)))
-        return known
+        return [] if known is None else [known]
 
-    def settle_overlay(self, txn: Txn, revision: int) -> None:
-        """After a bootstrap: drop the overlay rows that the catalogue contains at `revision`."""
-        for key, data in list(txn.scan("overlay")):
+    def acked_only(self, txn: Txn, after: bytes, rows: int) -> tuple[list[Image], bytes | None]:
+        """Images among the next `rows` of the overlay that own acks brought and the catalogue has not, nor has an own
+        delete of them; and where to go on."""
+        found = list(islice(txn.scan("overlay", after), rows))
+        bases = [(key, unpack(data)["base"]) for key, data in found]
+        images = [base for key, base in bases if base is not None and txn.get("catalogue", key) is None]
+        return images, found[-1][0] + b"\x00" if len(found) == rows else None
+
+    def settle_overlay(self, txn: Txn, revision: int, after: bytes, rows: int) -> bytes | None:
+        """After a bootstrap: drop those of the next `rows` of the overlay that the catalogue contains at `revision`;
+        returns where to go on."""
+        found = list(islice(txn.scan("overlay", after), rows))
+        for key, data in found:
             row = unpack(data)
             registered = self._registered(txn, key)
+            if registered is None and not row["acked"]:
+                continue  # only pending, as nearly all are after a long outage: the bootstrap says nothing of them
             before = overlay.effective(registered, row)
             self._adopt(txn, key, row)
             if row["deleted"] and registered is None:
                 row["acked"] = revision
             overlay.reached(row, revision)
             self._save(txn, key, row, before, reached=revision)
+        return found[-1][0] + b"\x00" if len(found) == rows else None
 
     def _adopt(self, txn: Txn, key: bytes, row: dict[str, Any]) -> None:
         registered = self._registered(txn, key)
@@ -362,6 +393,7 @@ class Catalogue:
     @staticmethod
     def _index(txn: Txn, before: Image | None, after: Image | None) -> None:
         listing.reindex(txn, before, after)
+        usage.moved(txn, before, after)
         number = None if after is None else after["number"]
         if before is not None and before["number"] is not None and before["number"] != number:
             txn.delete("numbers", u64(before["number"]))

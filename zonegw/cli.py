@@ -16,7 +16,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from zonegw import auth, cli_id, cli_parked, cli_queue, config
+from zonegw import auth, cli_cache, cli_data, cli_id, cli_parked, cli_queue, config
 from zonegw.cli_control import config_argument, configured
 from zonegw.errors import ConfigError
 from zonegw.main import serve
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="print the document")
     status.set_defaults(run=_status)
     _token_parser(commands)
-    for noun in (cli_parked, cli_queue, cli_id):
+    for noun in (cli_parked, cli_queue, cli_id, cli_cache, cli_data):
         noun.add_parser(commands)
     commands.add_parser("version", help="print the version").set_defaults(run=_version)
     return top

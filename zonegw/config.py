@@ -7,11 +7,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zonegw import import_rules, store_config
+from zonegw import cache_rules, deletion_rules, import_rules, inspection_rules, quota_rules, store_config
+from zonegw.cache_rules import CacheRules
+from zonegw.deletion_rules import DeletionRules
 from zonegw.errors import ConfigError
 from zonegw.import_rules import ImportRules
+from zonegw.inspection_rules import InspectionRules
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
+from zonegw.quota_rules import QuotaRules
 from zonegw.store_config import StoreConfig
 from zonegw.tenant_set import query_bytes
 
@@ -32,23 +36,24 @@ class Limits:
 
     # Metadata store. The map is address space only (sparse), far above the quota, so that a full map never decides.
     store_map_size_bytes: int = 16 * GIB
-    # Growth is refused above this; about four million pending writes or images.
+    # Growth is refused above this: a million pending creates with their uploads, and a million images of other zones.
     store_soft_limit_bytes: int = 8 * GIB
     # Kept above the soft limit for deletes, acks and the feed, which make room again.
     store_reserve_bytes: int = 64 * MIB
     # Free space of the disk below which nothing that grows is accepted: a full disk stops the process.
     disk_reserve_bytes: int = 256 * MIB
-    # More than a day of one write a second; a lost session parks as many in one transaction, which must fit memory.
-    queue_depth_max: int = 100_000
+    # A day of twelve writes a second: a million backups. A pending create takes 3.6 KB of the quota with all that shows
+    # it, an upload or another update 1 KB more.
+    queue_depth_max: int = 1_000_000
     # Drained writes are kept so that they can be offered again to a restored registry.
     queue_retain_h: float = 7 * 24
     queue_retain_max_writes: int = 1_000_000
-    # Parked, or put back by a retry, in one transaction: some tens of milliseconds, in which no request is served.
-    park_batch_max: int = 250
+    # Parked, or put back by a retry, in one transaction: well below a tenth of a second, in which no request is served.
+    park_batch_max: int = 100
     # Images remembered that got another number than the one they had in this zone.
     renumbered_max: int = 100_000
     # Taken back into the queue in one transaction when an epoch was lost.
-    rewind_batch_max: int = 500
+    rewind_batch_max: int = 100
     # Removed per turn, so that pruning never holds up a request.
     prune_batch_max: int = 256
     # Operations in flight.
@@ -128,8 +133,23 @@ class Limits:
 
     # Image data.
     data_chunk_bytes: int = MIB
+    # Such chunks of one upload on their way to the disk and the digests: what any of the three may lag behind.
+    data_batches_max: int = 4
     data_store_max_bytes: int = 1 << 60
     data_cache_max_bytes: int = 50 * GIB
+    # Beside these, pinned ones: base images that a zone must have, and of which an operator decides.
+    data_pinned_max_bytes: int = 50 * GIB
+    # Fetches ahead of any client: few, so that the link and the disk stay with those who wait.
+    prefetch_running_max: int = 2
+    # Images that wait for it; a scan of the catalogue, which comes now and then, waits where there are more.
+    prefetch_queue_max: int = 1000
+    prefetch_scan_s: float = 300
+    # After a failure it comes sooner, and less soon after each further one.
+    prefetch_retry_min_s: float = 5
+    # What a connection may have received and nobody read yet; a body is read in pieces of up to twice this.
+    read_buffer_bytes: int = 512 * KIB
+    # How long the rest of a body that was refused is read and dropped: a client that can't send it does not hear why.
+    refused_body_max_s: float = 60
     uploads_max: int = 64
     downloads_max: int = 512
     # Seconds without progress of an uploading or a downloading client, or of the zone that data is fetched from.
@@ -141,7 +161,7 @@ class Limits:
     # Swift and S3: how long a connection may take to come, how long an answer or the next bytes of one, and how long
     # the last bytes of an upload may take to all their disks. A passing failure is tried again after a delay.
     store_connect_max_s: float = 5
-    store_idle_max_s: float = 60
+    store_idle_max_s: float = 30
     store_put_wait_max_s: float = 300
     store_attempts_max: int = 3
     store_retry_delay_s: float = 0.5
@@ -160,9 +180,21 @@ class Limits:
     withdrawn_keys_max: int = 1024
     # How long a zone that holds a copy which nobody owns is left alone after it could not be reached.
     far_garbage_retry_s: float = 30
+    # How often the end of a delay is looked for, and images that a resync did not find are asked for again.
+    deletions_look_s: float = 60
+    # Bytes without an owner are told of only after this time, and so many at once; the scan for their owners goes
+    # through all metadata for so many of them.
+    orphan_age_min_h: float = 24
+    orphans_list_max: int = 10_000
+    orphans_scan_max: int = 200_000
+    fates_ask_s: float = 600
+    # Images in one request about deletions; as many as the registry takes.
+    deletions_batch_max: int = 512
     # A zone that answers is near; a list of stores must not wait for one that does not, and asks each once in a while.
     store_probe_max_s: float = 1.5
     store_probe_keep_s: float = 5
+    # How long a zone that did not answer is not asked for data: its clients hear so at once meanwhile.
+    zone_away_keep_s: float = 5
 
     # Imports. Each one that runs fills a disk or a link: a few at a time, the others wait in the order they came.
     imports_running_max: int = 4
@@ -180,8 +212,6 @@ class Limits:
     web_download_max_s: float = 24 * 3600
     web_redirects_max: int = 5
     web_uri_max_chars: int = 2048
-    # Images that are added up for the usage of one project; above, the answer is a lower bound.
-    usage_images_max: int = 100_000
 
     # Client programs told apart in the metrics of v1; the others are counted together.
     v1_user_agents_max: int = 32
@@ -230,6 +260,10 @@ class Config:
     protections: PropertyProtections = field(default_factory=PropertyProtections)
     metadefs_dir: Path | None = None
     imports: ImportRules = field(default_factory=ImportRules)
+    cache: CacheRules = field(default_factory=CacheRules)
+    deletion: DeletionRules = field(default_factory=DeletionRules)
+    inspection: InspectionRules = field(default_factory=InspectionRules)
+    quotas: QuotaRules = field(default_factory=QuotaRules)
     # Where image bytes are kept, here and in other zones; without entries below data_dir.
     stores: tuple[StoreConfig, ...] = ()
     # Whose X-Forwarded-Proto and X-Forwarded-Host are believed, for links in answers.
@@ -241,7 +275,7 @@ class Config:
 
 TABLES = {
     "zone", "gateway", "data_dir", "images", "interzone", "registry", "tls", "auth", "policy", "property_protections",
-    "import", "stores", "limits",
+    "import", "inspection", "quotas", "stores", "cache", "deletion", "limits",
 }  # fmt: skip
 
 
@@ -279,6 +313,10 @@ def parse(raw: dict[str, Any], base: Path) -> Config:
         protections=PropertyProtections(raw.get("property_protections", ())),
         metadefs_dir=base / _text(images, "metadefs_dir") if "metadefs_dir" in images else None,
         imports=import_rules.parse(_table(raw, "import")),
+        cache=cache_rules.parse(_table(raw, "cache")),
+        deletion=deletion_rules.parse(_table(raw, "deletion")),
+        inspection=inspection_rules.parse(_table(raw, "inspection")),
+        quotas=quota_rules.parse(_table(raw, "quotas")),
         stores=store_config.parse(raw.get("stores", []), base),
         trusted_proxies=_networks(images, "trusted_proxies"),
         v1=_truth(images, "images.v1", default=True),

@@ -2,39 +2,37 @@
 
 One fetch serves any number of clients, who read along while it runs. The last chunk is held back until the whole
 matches its sha512: a client can never take wrong bytes for a complete image. A broken connection is resumed where it
-broke. A file is in the cache under its key only when it was verified and is on the disk; its mtime is its last use.
+broke, from another zone if there is one (`receiving`). A file is in the cache under its key only when it was verified
+and is on the disk; its mtime is its last use.
 """
 
 import asyncio
-import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, Protocol
 
+from zonegw.bandwidth import Bandwidth
+from zonegw.cached_images import CachedImages
 from zonegw.config import Limits
 from zonegw.data_stores.interface import is_key
-from zonegw.errors import DataUnavailable
+from zonegw.errors import Conflict, DataUnavailable
+from zonegw.receiving import Location, Origin, Receiver
 from zonegw.store import free_bytes
 
 log = logging.getLogger(__name__)
 
 
-class Origin(Protocol):
-    """Where bytes of other zones come from."""
-
-    def read(self, zone: str, key: str, offset: int) -> AsyncIterator[bytes]:
-        """The bytes from `offset` on. Raises DataUnavailable when the zone can't be reached."""
-        ...
-
-
 class Fetch:
     """One fetch under way; `available` bytes of `path` may be read, all of them only once they are verified."""
 
-    def __init__(self, location: dict[str, Any], path: Path, hold_back: int) -> None:
+    def __init__(self, uuid: str, location: Location, path: Path, hold_back: int, pinned: bool) -> None:
+        self.uuid = uuid
         self.size: int = location["size"]
+        self.pinned = pinned
+        # Whether a client waits for it.
+        self.wanted = False
         self.path = path
         self.file = open(path, "xb+", buffering=0)  # noqa: SIM115 - closed with the fetch
         self.received = 0
@@ -46,6 +44,10 @@ class Fetch:
     @property
     def available(self) -> int:
         return self.size if self.verified else max(0, min(self.received, self.size - self._hold_back))
+
+    def handle(self) -> int:
+        """Of the file that the bytes go to."""
+        return self.file.fileno()
 
     def moved(self) -> None:
         """Something changed: wake the readers."""
@@ -79,12 +81,16 @@ class Fetch:
 
 
 class DataCache:
-    """Files under `directory`, at most `data_cache_max_bytes` of them together."""
+    """Files under `directory`: at most `data_cache_max_bytes` of them together, and as many as `data_pinned_max_bytes`
+    of pinned images, which make no room for others."""
 
-    def __init__(self, directory: Path, origin: Origin, limits: Limits) -> None:
+    def __init__(
+        self, directory: Path, origin: Origin, images: CachedImages, bandwidth: Bandwidth, limits: Limits
+    ) -> None:
         self._directory = directory
         self._incoming = directory / "incoming"
-        self._origin = origin
+        self._images = images
+        self._receiver = Receiver(origin, bandwidth, limits)
         self._limits = limits
         self._fetches: dict[str, Fetch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,6 +98,7 @@ class DataCache:
         for leftover in self._incoming.iterdir():
             leftover.unlink()
         self._files = self._found()
+        images.found(self._files.keys())
         self.hits = 0
         self.misses = 0
 
@@ -106,27 +113,62 @@ class DataCache:
     def used_bytes(self) -> int:
         return sum(self._files.values()) + sum(f.size for f in self._fetches.values())
 
-    async def open(self, location: dict[str, Any]) -> Path | Fetch:
-        """The complete file, or the fetch to read along with. Raises DataUnavailable if nothing can be had."""
-        key = location["key"]
-        if not is_key(key):
-            raise DataUnavailable(f"zone {location['zone']} holds the data under a key that this gateway can't read")
-        if location["size"] is None or location["sha512"] is None:
-            raise DataUnavailable(f"nobody told size and sha512 of the data in zone {location['zone']}")
-        if key in self._files and not (self._directory / key).is_file():
-            self.evict(key)  # somebody made room by hand
-        if key in self._files:
-            self.hits += 1
-            return self._use(key)
-        fetch = self._fetches.get(key)
+    @property
+    def pinned_bytes(self) -> int:
+        """Of all pins, also of those whose bytes are still to come."""
+        return self._images.pinned_bytes
+
+    @property
+    def _passing_bytes(self) -> int:
+        """Of what is not pinned."""
+        kept = sum(size for key, size in self._files.items() if not self._is_pinned(key))
+        return kept + sum(fetch.size for fetch in self._fetches.values() if not fetch.pinned)
+
+    def _is_pinned(self, key: str) -> bool:
+        image = self._images.of(key)
+        return image is not None and image.pinned is not None
+
+    def files(self) -> dict[str, int]:
+        """Sizes of the cached files by key."""
+        return dict(self._files)
+
+    def last_used_us(self, key: str) -> int:
+        return (self._directory / key).stat().st_mtime_ns // 1000
+
+    def fetching(self) -> dict[str, Fetch]:
+        """What is under way, by key."""
+        return dict(self._fetches)
+
+    def has(self, locations: list[Location]) -> bool:
+        """Whether the bytes of one of these locations are here."""
+        return any(location["key"] in self._files for location in locations)
+
+    async def open(self, uuid: str, locations: list[Location], *, wanted: bool = True) -> Path | Fetch:
+        """The complete file of one of an image's locations, or the fetch to read along with. What is `wanted` a client
+        waits for. Raises DataUnavailable if nothing can be had."""
+        locations = _readable(locations)
+        for key in (location["key"] for location in locations):
+            if (path := self._cached(key)) is not None:
+                self.hits += 1
+                return path
+        fetch = self._under_way(locations)
         if fetch is None:
             self.misses += 1
-            fetch = self._start(location)
+            fetch = self._start(uuid, self._receiver.reachable(locations))
+        fetch.wanted = fetch.wanted or wanted
         if fetch.size == 0:
             await fetch.until_verified()
-            return self._use(key)
+            return self._use(fetch.path.name)
         await fetch.until_available(0)
         return fetch
+
+    def _cached(self, key: str) -> Path | None:
+        if key in self._files and not (self._directory / key).is_file():
+            self.evict(key)  # somebody made room by hand
+        return self._use(key) if key in self._files else None
+
+    def _under_way(self, locations: list[Location]) -> Fetch | None:
+        return next((self._fetches[at["key"]] for at in locations if at["key"] in self._fetches), None)
 
     def _use(self, key: str) -> Path:
         self._files.move_to_end(key)
@@ -134,42 +176,75 @@ class DataCache:
         os.utime(path)
         return path
 
-    def _start(self, location: dict[str, Any]) -> Fetch:
-        self._make_room(location["size"])
-        key = location["key"]
-        fetch = Fetch(location, self._incoming / key, self._limits.data_chunk_bytes)
+    def _start(self, uuid: str, locations: list[Location]) -> Fetch:
+        pinned = self._images.is_pinned(uuid)
+        self._make_room(locations[0]["size"], pinned)
+        key = locations[0]["key"]
+        fetch = Fetch(uuid, locations[0], self._incoming / key, self._limits.data_chunk_bytes, pinned)
         self._fetches[key] = fetch
-        task = asyncio.create_task(self._run(fetch, location), name=f"fetch {key}")
+        task = asyncio.create_task(self._run(fetch, uuid, locations), name=f"fetch {key}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return fetch
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, pinned: bool) -> None:
         """Evict until `size` more fits."""
+        if not pinned:
+            self._evict_down_to(size)
+        if free_bytes(self._directory) - size < self._limits.disk_reserve_bytes:
+            raise DataUnavailable("the disk of the data cache is nearly full")
+
+    def _evict_down_to(self, size: int) -> None:
         bound = self._limits.data_cache_max_bytes
         if size > bound:
             raise DataUnavailable(f"the image is larger than the data cache (limits.data_cache_max_bytes = {bound})")
-        while self._files and self.used_bytes + size > bound:
-            self.evict(next(iter(self._files)))
-        if self.used_bytes + size > bound:
+        surplus = self._passing_bytes + size - bound
+        for key in [key for key in self._files if not self._is_pinned(key)]:
+            if surplus <= 0:
+                return
+            surplus -= self._files[key]
+            self.evict(key)
+        if surplus > 0:
             raise DataUnavailable("the data cache is full of fetches that are under way")
-        if free_bytes(self._directory) - size < self._limits.disk_reserve_bytes:
-            raise DataUnavailable("the disk of the data cache is nearly full")
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` more fits without evicting anything."""
+        free = free_bytes(self._directory) - size >= self._limits.disk_reserve_bytes
+        return free and self._passing_bytes + size <= self._limits.data_cache_max_bytes
 
     def evict(self, key: str) -> None:
         """Forget cached bytes; clients that read them keep their open file."""
         if self._files.pop(key, None) is not None:
             (self._directory / key).unlink(missing_ok=True)
+            self._images.evicted(key)
 
-    async def _run(self, fetch: Fetch, location: dict[str, Any]) -> None:
-        key = location["key"]
-        digest = hashlib.sha512()
+    def pin(self, uuid: str, size: int, by: str) -> None:
+        """Keep the image's bytes from now on, those that come too. Raises Conflict where the pins would be too many."""
+        bound = self._limits.data_pinned_max_bytes
+        held = 0 if self._images.is_pinned(uuid) else self._images.pinned_bytes + size
+        if held > bound:
+            raise Conflict(f"pinned images would have {held} bytes, more than limits.data_pinned_max_bytes = {bound}")
+        self._images.pin(uuid, size, by)
+
+    def unpin(self, uuid: str) -> None:
+        """The image's bytes are like any others again, and make room where there are too many."""
+        self._images.unpin(uuid)
+        self._evict_down_to(0)
+
+    def forget(self, uuid: str, locations: list[Location]) -> None:
+        """The image is deleted: its bytes go, and a pin of it."""
+        for location in locations:
+            self.evict(location["key"])
+        self._images.forget(uuid)
+
+    async def _run(self, fetch: Fetch, uuid: str, locations: list[Location]) -> None:
+        key = locations[0]["key"]
         try:
-            await self._receive(fetch, location, digest)
-            self._verify(fetch, location, digest.hexdigest())
+            self._verify(await self._receiver.receive(fetch, locations), locations[0])
             await asyncio.to_thread(os.fsync, fetch.file.fileno())
             fetch.path.rename(self._directory / key)
             self._files[key] = fetch.size
+            self._images.fetched(uuid, key, fetch.size)
             fetch.verified = True
         except BaseException as error:
             fetch.error = (
@@ -178,36 +253,13 @@ class DataCache:
             fetch.path.unlink(missing_ok=True)
             if not isinstance(error, Exception):
                 raise
-            log.warning("data %s of zone %s was not fetched: %s", key, location["zone"], error)
+            log.warning("data %s of image %s were not fetched: %s", key, uuid, error)
         finally:
             del self._fetches[key]
             fetch.moved()
 
-    async def _receive(self, fetch: Fetch, location: dict[str, Any], digest: "hashlib._Hash") -> None:
-        """Take all bytes, resuming a bounded number of times without progress."""
-        failures = 0
-        while fetch.received < fetch.size:
-            before = fetch.received
-            try:
-                await self._take(fetch, self._origin.read(location["zone"], location["key"], before), digest)
-                if fetch.received == before:
-                    raise DataUnavailable(f"zone {location['zone']} sent fewer bytes than the image has")
-            except (TimeoutError, DataUnavailable, OSError) as error:
-                failures = 0 if fetch.received > before else failures + 1
-                if failures >= self._limits.fetch_attempts_max or fetch.received == 0:
-                    raise error if isinstance(error, DataUnavailable) else DataUnavailable(str(error)) from error
-
     @staticmethod
-    async def _take(fetch: Fetch, body: AsyncIterator[bytes], digest: "hashlib._Hash") -> None:
-        async for piece in body:
-            if fetch.received + len(piece) > fetch.size:
-                raise DataUnavailable("the other zone sent more bytes than the image has")
-            await asyncio.to_thread(_write, fetch.file.fileno(), piece, fetch.received, digest)
-            fetch.received += len(piece)
-            fetch.moved()
-
-    @staticmethod
-    def _verify(fetch: Fetch, location: dict[str, Any], sha512: str) -> None:
+    def _verify(sha512: str, location: Location) -> None:
         if sha512 != location["sha512"]:
             raise DataUnavailable(f"zone {location['zone']} sent bytes that do not match the image's sha512; dropped")
 
@@ -217,9 +269,17 @@ class DataCache:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _write(handle: int, piece: bytes, offset: int, digest: "hashlib._Hash") -> None:
-    view = memoryview(piece)
-    while view:
-        written = os.pwrite(handle, view, offset)
-        view, offset = view[written:], offset + written
-    digest.update(piece)
+def _readable(locations: list[Location]) -> list[Location]:
+    """Locations of which enough is told to fetch and verify the bytes. Raises DataUnavailable for none of them."""
+    problem = "the image's data are not to be found"
+    found: list[Location] = []
+    for location in locations:
+        if not is_key(location["key"]):
+            problem = f"zone {location['zone']} holds the data under a key that this gateway can't read"
+        elif location["size"] is None or location["sha512"] is None:
+            problem = f"nobody told size and sha512 of the data in zone {location['zone']}"
+        elif not found or location["sha512"] == found[0]["sha512"]:
+            found.append(location)
+    if not found:
+        raise DataUnavailable(problem)
+    return found

@@ -1,6 +1,8 @@
 """Image data over HTTP, in both directions, as both versions of the Images API move it."""
 
 import asyncio
+import binascii
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -58,3 +60,17 @@ def announced_size(request: web.Request) -> int | None:
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
         raise BadRequest(f"x-openstack-image-size must be a whole number, not {text!r:.60}")
     return int(text)
+
+
+def announced_md5(request: web.Request) -> str | None:
+    """Checksum that the client says the data have: in base64 as HTTP has it, or in hexadecimal as Glance does."""
+    text = request.headers.get("Content-MD5")
+    if text is None:
+        return None
+    try:
+        digest = bytes.fromhex(text) if len(text) == 32 else b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        digest = b""
+    if len(digest) != 16:
+        raise BadRequest(f"Content-MD5 must be an md5 in base64 or in hexadecimal, not {text!r:.60}")
+    return digest.hex()

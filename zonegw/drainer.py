@@ -47,11 +47,12 @@ class Link(Protocol):
 
 
 class Drainer:
-    """The session of one gateway; `on_deleted` gets the locations whose bytes nobody owns any more."""
+    """The session of one gateway; `on_deleted` gets the locations whose bytes nobody owns any more, and the image where
+    it was deleted."""
 
     def __init__(
         self, store: Store, queue: WriteQueue, ids: IdPool, catalogue: Catalogue, link: Link, config: Config,
-        metrics: GatewayMetrics, *, on_deleted: Callable[[Txn, list[dict[str, Any]]], None],
+        metrics: GatewayMetrics, *, on_deleted: Callable[[Txn, list[dict[str, Any]], dict[str, Any] | None], None],
     ) -> None:  # fmt: skip
         self._store = store
         self._queue = queue
@@ -301,7 +302,7 @@ class Drainer:
         self._queue.ack(txn, session, write, {name: ok.get(name) for name in ("number", "version", "revision")})
         self._catalogue.acknowledge(txn, write.uuid, write.position, ok)
         if write.command["op"] == "delete_image" and before is not None:
-            self._on_deleted(txn, before["locations"])
+            self._on_deleted(txn, before["locations"], before)
         self._metrics.drained.labels("acked").inc()
 
     def _refused(
@@ -323,7 +324,7 @@ class Drainer:
         if write.position in self._verdicts and not self._has_followers(txn, write):
             self._queue.refuse(txn, session, write)
             self._catalogue.take_off(txn, write.uuid, write.position)
-            self._on_deleted(txn, write.command.get("add_locations", []))  # bytes that nobody will own
+            self._on_deleted(txn, write.command.get("add_locations", []), None)  # bytes that nobody will own
             parked = []
         else:
             _, *parked = self._sessions.parking.refuse(txn, session, write, reason)

@@ -2,9 +2,10 @@
 
 GatewayError
  +- BadRequest 400 · Unauthenticated 401 · Forbidden 403 · NotFound 404 · Conflict 409
- +- BodyTooLarge 413 · UnsupportedMediaType 415 · RangeUnsatisfiable 416
+ +- BodyTooLarge, QuotaExceeded 413 · UnsupportedMediaType 415 · RangeUnsatisfiable 416
  +- Unavailable 503 (Retry-After) +- Degraded: needs the registry, which is away
  |                                +- DataUnavailable: a data store, or another zone, can't be reached
+ |                                    +- ZoneAway: the zone is silent
  +- StorageFull 507
  +- OutcomeUnknown 504 (indefinite)
 ConfigError: the configuration file is wrong; said at start, never over HTTP.
@@ -67,6 +68,13 @@ class BodyTooLarge(GatewayError):
     http_status = 413
 
 
+class QuotaExceeded(GatewayError):
+    """The project may have no more of this."""
+
+    code = "quota_exceeded"
+    http_status = 413
+
+
 class UnsupportedMediaType(GatewayError):
     """The Content-Type is not one that this operation takes."""
 
@@ -105,6 +113,10 @@ class DataUnavailable(Unavailable):
     """The bytes lie in another zone and are not cached here, or belong into a store, and that can't be reached."""
 
     code = "data_unavailable"
+
+
+class ZoneAway(DataUnavailable):
+    """The zone did not answer in time: asking it again costs as much. Others may hold a copy."""
 
 
 class StorageFull(GatewayError):

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, Protocol
 
 from zonegw.catalogue import Catalogue, Position
@@ -47,9 +48,13 @@ class FeedConsumer:
         self.resyncs = 0
         self._moved = asyncio.Event()
         self.on_current: Callable[[], None] = lambda: None
+        # Gets an image that a change of the feed left behind.
+        self.on_image_changed: Callable[[dict[str, Any]], None] = lambda image: None
         self.on_zone_changed: Callable[[], None] = lambda: None
         # Gets the locations that a change took from an image, in the transaction of the change.
         self.on_removed: Callable[[Txn, list[dict[str, Any]]], None] = lambda txn, locations: None
+        # Gets an image that is forgotten, since the registry or the tenant set has it no more, in that transaction.
+        self.on_unseen: Callable[[Txn, dict[str, Any]], None] = lambda txn, image: None
         self.on_bootstrapped: Callable[[], None] = lambda: None
         # What an epoch lost is laid over the catalogue before its bootstrap takes it from there.
         self.may_enter: Callable[[int], bool] = lambda _epoch: True
@@ -148,18 +153,18 @@ class FeedConsumer:
             with self._store.transaction(reserved=True) as txn:
                 deleted = self._apply(txn, message)
                 self._catalogue.advance(txn, message["position"])
-                self._catalogue.leave_outside(txn, message["position"][1], self._limits.list_chunk_rows)
+                self._drop_outside(txn, message)
             self._wake_waiting()
             if message.get("kind") == "zone":
                 self.on_zone_changed()
             if deleted is not None:
                 self._on_deleted(deleted)
+            elif message.get("kind") == "image" and "image" in message:
+                self.on_image_changed(message["image"])
         if message["type"] == "heartbeat":
             self._heard(message)
 
     def _apply(self, txn: Txn, message: dict[str, Any]) -> dict[str, Any] | None:
-        if message["type"] == "gone":
-            self._catalogue.leave(txn, message["uuid"], message["position"][1])
         if message["type"] != "change" or message.get("kind") != "image":
             return None
         removed = self._catalogue.removed_locations(txn, message)
@@ -168,6 +173,13 @@ class FeedConsumer:
         if message.get("deleted"):
             self._catalogue.remember_deleted(txn, message["uuid"], self._limits.deleted_uuids_max)
         return self._catalogue.apply_change(txn, message)
+
+    def _drop_outside(self, txn: Txn, message: dict[str, Any]) -> None:
+        """Images that left the tenant set: by this message, or as soon as their last own write had come round."""
+        revision = message["position"][1]
+        left = self._catalogue.leave(txn, message["uuid"], revision) if message["type"] == "gone" else []
+        for image in left + self._catalogue.leave_outside(txn, revision, self._limits.list_chunk_rows):
+            self.on_unseen(txn, image)
 
     def _heard(self, message: dict[str, Any]) -> None:
         staleness = message.get("staleness_s")
@@ -188,17 +200,18 @@ class FeedConsumer:
         async for chunk in self._source.bootstrap():
             if start is None:
                 start = chunk["start"]
-                self._check_epoch(start)
+                await self._check_epoch(start)
             self._check_start(start)
             with self._store.transaction(reserved=True) as txn:
                 for image in chunk["images"]:
-                    self._catalogue.put_bootstrapped(txn, image)
+                    self._take_bootstrapped(txn, image)
             await self._store.durable()
         if start is None:
             raise RegistryAway("the bootstrap gave nothing, not even its start")
-        await self._forget_unseen()
+        await self._piecewise(self._forget_unseen)
+        await self._piecewise(self._miss_acked)
+        await self._piecewise(partial(self._catalogue.settle_overlay, revision=start[1]))
         with self._store.transaction() as txn:
-            self._catalogue.settle_overlay(txn, start[1])
             self._catalogue.begin_epoch(txn, start)
             self._catalogue.advance(txn, start)
             self._tenants.done(txn)
@@ -207,25 +220,44 @@ class FeedConsumer:
         self.on_bootstrapped()
         log.info("bootstrapped up to %s", start)
 
-    def _check_epoch(self, start: Position) -> None:
+    def _take_bootstrapped(self, txn: Txn, image: dict[str, Any]) -> None:
+        removed = self._catalogue.removed_locations(
+            txn, {"uuid": image["uuid"], "image": image, "changed": ["locations"]}
+        )
+        if removed:
+            self.on_removed(txn, removed)
+        self._catalogue.put_bootstrapped(txn, image)
+
+    async def _check_epoch(self, start: Position) -> None:
         if not self.may_enter(start[0]):
             raise RegistryAway(f"the source lives in epoch {start[0]}, the session has no handshake there yet")
         epoch = self._catalogue.epoch(self._store.read())
         if epoch not in (0, start[0]):
             log.warning("the registry lives in epoch %d, this catalogue is of epoch %d", start[0], epoch)
-            with self._store.transaction(reserved=True) as txn:
-                self._catalogue.forget_epoch(txn)
+            await self._piecewise(self._catalogue.forget_epoch)
 
     def _check_start(self, start: Position) -> None:
         position = self._catalogue.position(self._store.read())
         if position is not None and position[0] == start[0] and start < position:
             raise RegistryAway(f"the source is at {start}, behind this catalogue's {position}")
 
-    async def _forget_unseen(self) -> None:
+    def _forget_unseen(self, txn: Txn, after: bytes, rows: int) -> bytes | None:
+        doomed, on = self._catalogue.unseen(txn, after, rows)
+        for key in doomed:
+            for forgotten in self._catalogue.forget(txn, key):
+                self.on_unseen(txn, forgotten)
+        return on
+
+    def _miss_acked(self, txn: Txn, after: bytes, rows: int) -> bytes | None:
+        missed, on = self._catalogue.acked_only(txn, after, rows)
+        for image in missed:
+            self.on_unseen(txn, image)
+        return on
+
+    async def _piecewise(self, work: Callable[..., bytes | None]) -> None:
+        """Work through a table some rows at a time, with turns of the loop in between."""
         after: bytes | None = b""
         while after is not None:
-            with self._store.transaction() as txn:
-                doomed, after = self._catalogue.unseen(txn, after, self._limits.list_chunk_rows)
-                for key in doomed:
-                    self._catalogue.forget(txn, key)
+            with self._store.transaction(reserved=True) as txn:
+                after = work(txn, after=after, rows=self._limits.list_chunk_rows)
             await self._store.durable()

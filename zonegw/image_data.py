@@ -16,6 +16,8 @@ from zonegw.data_stores.interface import is_key
 from zonegw.errors import BadRequest, Conflict, Forbidden, NotFound, Unavailable
 from zonegw.identity import Identity
 from zonegw.images import Changes, Image, Images, Request
+from zonegw.inspection import Inspection
+from zonegw.inspection_rules import InspectionRules
 from zonegw.own_stores import Held, OwnStores
 from zonegw.placement import Location, Placement, data_attributes
 from zonegw.store import Txn
@@ -36,8 +38,10 @@ class ImageData:
     """Data use cases of one gateway."""
 
     def __init__(
-        self, images: Images, own: OwnStores, cache: DataCache, placement: Placement, stores: Stores, limits: Limits
-    ) -> None:
+        self, images: Images, own: OwnStores, cache: DataCache, placement: Placement, stores: Stores, limits: Limits,
+        inspection: InspectionRules,
+    ) -> None:  # fmt: skip
+        self._inspection = inspection
         self._images = images
         self._own = own
         self._cache = cache
@@ -53,12 +57,15 @@ class ImageData:
     ) -> None:  # fmt: skip
         """Bring `body`, of which `size` and `md5` were announced, into the store; the image is active then."""
         uuid = uuid.lower()
-        self._check_uploadable(self._images.writable(self._images.store.read(), request.who, uuid, "upload_image"))
+        image = self._images.writable(self._images.store.read(), request.who, uuid, "upload_image")
+        self._check_uploadable(image)
         chosen = self._stores.choose(store)
-        with self._marked(uuid):
+        inspection = self.inspection(image)
+        body = self._room(image, inspection.of(body), size)
+        with self._marked(uuid, image["owner"]):
             placed = await self._placement.place(uuid, chosen, body, size, md5)
             with self._placement.kept([placed["key"]]):
-                image, position = self._activate(request, uuid, placed)
+                image, position = self._activate(request, uuid, placed, inspection)
         await self._images.settle(image, position, request)
 
     async def create(
@@ -73,21 +80,32 @@ class ImageData:
         images.policy.require("upload_image", request.who, attributes | {"members": {}})
         images.check_numbers(images.store.read())
         chosen = self._stores.choose(store)
-        with self._marked(uuid):
+        inspection = self.inspection(attributes)
+        images.quotas.check_create(images.store.read(), attributes["owner"])
+        body = self._room(attributes, inspection.of(body), size)
+        with self._marked(uuid, attributes["owner"]):
             placed = await self._placement.place(uuid, chosen, body, size, md5)
             with self._placement.kept([placed["key"]]):
-                image, position = self._create_active(request, uuid, attributes, properties, placed)
+                virtual_size = inspection.virtual_size(placed["size"])
+                image, position = self._create_active(request, uuid, attributes, properties, placed, virtual_size)
         await images.settle(image, position, request)
         return await images.show(request.who, uuid)
 
+    def _room(self, image: Image, body: AsyncIterator[bytes], size: int | None) -> AsyncIterator[bytes]:
+        """The body, within what the owner may still have. Raises QuotaExceeded."""
+        read = self._images.store.read()
+        self._images.quotas.check_size(read, image["owner"], size or 0)
+        return self._images.quotas.sized(read, image["owner"], body)
+
     @contextmanager
-    def _marked(self, uuid: str) -> Iterator[None]:
-        """The image shows as saving meanwhile. Raises Unavailable where too many do."""
+    def _marked(self, uuid: str, owner: str | None) -> Iterator[None]:
+        """The image shows as saving meanwhile. Raises Unavailable where too many do, QuotaExceeded."""
         if len(self._uploading) >= self._limits.uploads_max:
             raise Unavailable("too many uploads at once (limits.uploads_max)")
         self._uploading.add(uuid)
         try:
-            yield
+            with self._images.quotas.uploading(self._images.store.read(), uuid, owner):
+                yield
         finally:
             self._uploading.discard(uuid)
 
@@ -101,24 +119,41 @@ class ImageData:
         if image["status"] != status:
             raise Conflict(f"Image status transition from {image['status']} to saving is not allowed")
 
-    def _activate(self, request: Request, uuid: str, placed: Location) -> tuple[Image, int]:
+    def inspection(self, image: Image) -> Inspection:
+        """Of data that are to become the image's."""
+        return Inspection(self._inspection, image)
+
+    def _activate(self, request: Request, uuid: str, placed: Location, inspection: Inspection) -> tuple[Image, int]:
         """The image owns its bytes: one transaction with the pending write that makes it active."""
         with self._images.store.transaction() as txn:
             image = self._images.writable(txn, request.who, uuid, "upload_image")
             self._check_uploadable(image, status="saving")  # another gateway's upload may have been first
-            return image, self._append_data(txn, request, image, placed)
+            inspection.check_same(image)
+            return image, self._append_data(txn, request, image, placed, inspection.virtual_size(placed["size"]))
 
     def _create_active(
-        self, request: Request, uuid: str, attributes: dict[str, Any], properties: dict[str, str], placed: Location
+        self,
+        request: Request,
+        uuid: str,
+        attributes: dict[str, Any],
+        properties: dict[str, str],
+        placed: Location,
+        virtual_size: int | None,
     ) -> tuple[Image, int]:
         with self._images.store.transaction(grows=True) as txn:
             image = self._images.append_create(txn, request, uuid, attributes, properties, [], numbered=True)
-            return image, self._append_data(txn, request, image, placed)
+            return image, self._append_data(txn, request, image, placed, virtual_size)
 
-    def _append_data(self, txn: Txn, request: Request, image: Image, placed: Location) -> int:
+    def _append_data(self, txn: Txn, request: Request, image: Image, placed: Location, virtual_size: int | None) -> int:
+        self._images.quotas.check_size(txn, image["owner"], placed["size"])
         self._placement.owned(txn, [placed["key"]])
         return self._images.append_update(
-            txn, request, image, Changes(data_attributes(placed)), add_locations=[placed], conditional=False
+            txn,
+            request,
+            image,
+            Changes(data_attributes(placed, virtual_size)),
+            add_locations=[placed],
+            conditional=False,
         )
 
     async def source(self, who: Identity, uuid: str) -> Source | None:
@@ -134,20 +169,28 @@ class ImageData:
     async def open(self, image: Image) -> Source:
         """Where to read the bytes of an image that has some: here, or else from another zone. Raises Unavailable."""
         problem: Unavailable | None = None
-        own = [location for location in image["locations"] if location["zone"] == self._images.zone]
-        for read, locations in ((self._held, own), (self._cache.open, image["locations"])):
-            for location in locations:
-                try:
-                    found = await read(location)
-                except Unavailable as error:
-                    problem = problem or error
-                    continue
-                if found is not None:
-                    return Source(image, file=found) if isinstance(found, Path) else Source(image, fetch=found)
-        raise problem or NotFound("the image's data is not to be found")
+        for location in image["locations"]:
+            try:
+                found = await self._held(location) if location["zone"] == self._images.zone else None
+            except Unavailable as error:
+                problem = error
+                continue
+            if found is not None:
+                return self._source(image, found)
+        if not image["locations"]:
+            raise NotFound("the image's data is not to be found")
+        try:
+            return self._source(image, await self._cache.open(image["uuid"], image["locations"]))
+        except Unavailable as error:
+            raise problem or error from None
+
+    @staticmethod
+    def _source(image: Image, found: Path | Fetch | Held) -> Source:
+        return Source(image, file=found) if isinstance(found, Path) else Source(image, fetch=found)
 
     async def _held(self, location: Location) -> Path | Held | None:
-        return await self._own.held(location["store"], location["key"]) if is_key(location["key"]) else None
+        store, key, size = location["store"], location["key"], location["size"]
+        return await self._own.held(store, key, size) if is_key(key) else None
 
     async def remove_copy(self, request: Request, uuid: str, store: str) -> None:
         """Remove the image's data from one of its stores; the bytes go when the registry has done it. Raises Forbidden

@@ -17,6 +17,8 @@ from zonegw.id_pool import IdPool
 from zonegw.identity import Identity
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
+from zonegw.quota_rules import QuotaRules
+from zonegw.quotas import Quotas
 from zonegw.store import Store, Txn, pack
 from zonegw.write_queue import WriteQueue
 
@@ -84,7 +86,9 @@ class Images:
         limits: Limits,
         policy: Policy | None = None,
         protections: PropertyProtections | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
+        self.quotas = quotas or Quotas(QuotaRules(), catalogue)
         self.policy = policy or Policy()
         self.protections = protections or PropertyProtections()
         self.store = store
@@ -101,6 +105,10 @@ class Images:
         # Whether the catalogue is for images like this one (the tenant set).
         self.kept: Callable[[Image], bool] = lambda image: True
         self.on_garbage: Callable[[], None] = lambda: None
+        # Gets an image that is deleted before the registry ever heard of it: nobody else knows of its bytes.
+        self.on_unsent_delete: Callable[[Txn, Image], None] = lambda txn, image: self.discard_bytes(
+            txn, image["locations"]
+        )
         self.on_delete: Callable[[Txn, str], None] = lambda txn, uuid: None
 
     # Reads.
@@ -180,6 +188,7 @@ class Images:
         """Queue a create that was checked, and lay it."""
         if self.catalogue.known(txn, uuid):
             raise Conflict(f"Image ID {uuid} already exists!")
+        self.quotas.check_create(txn, attributes["owner"])
         command: dict[str, Any] = {
             "op": "create_image", "actor": self._actor(request), "uuid": uuid, "attributes": attributes,
             "properties": properties, "tags": tags, "home_zone": self.zone, "created_at": self.catalogue.now_us(),
@@ -248,6 +257,7 @@ class Images:
     def _check_update(self, who: Identity, image: Image, changes: Changes) -> None:
         values = changes.set
         after = image | {name: value for name, value in values.items() if name in WRITABLE}
+        _check_formats_kept(image, after)
         if after["visibility"] != image["visibility"]:
             self._may_publish(who, after)
         if after["owner"] != image["owner"]:
@@ -315,7 +325,7 @@ class Images:
             unsent = self._never_sent(txn, image["uuid"])
             position = self._append(txn, request, image["uuid"], command, {"kind": "delete"})
             if unsent:
-                self.discard_bytes(txn, image["locations"])
+                self.on_unsent_delete(txn, image)
             self.on_delete(txn, image["uuid"])
         self.on_garbage()
         await self.settle(image, position, request)
@@ -405,6 +415,13 @@ def check_attributes(attributes: dict[str, Any], properties: dict[str, str], tag
     check_tags(tags, limits)
     if len(pack([attributes["name"], properties, tags])) > limits.metadata_max_bytes:
         raise BodyTooLarge(f"the image's metadata is larger than {limits.metadata_max_bytes} bytes")
+
+
+def _check_formats_kept(image: Image, after: Image) -> None:
+    """Data are inspected as what their image says when they become its own."""
+    for name in ("disk_format", "container_format"):
+        if after[name] != image[name] and image["status"] not in ("queued", "uploading"):
+            raise Forbidden(f"Attribute '{name}' can be changed only while the image is queued")
 
 
 def _check_formats_match(attributes: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from zonegw import image_list, image_query
 from zonegw.config import Limits
-from zonegw.data_transfer import STORE_HEADER, Downloads, announced_size, received
+from zonegw.data_transfer import STORE_HEADER, Downloads, announced_md5, announced_size, received
 from zonegw.errors import UnsupportedMediaType
 from zonegw.http_frame import OCTETS, Links, asking, identity, json_body, json_response
 from zonegw.image_data import ImageData
@@ -91,7 +91,7 @@ class ImagesV2:
             raise UnsupportedMediaType(f"send image data as {OCTETS}, not {request.content_type}")
         body, store = received(request, self.limits), request.headers.get(STORE_HEADER)
         uuid, size = request.match_info["id"], announced_size(request)
-        await self.data.upload(asking(request), uuid, body, size, store=store)
+        await self.data.upload(asking(request), uuid, body, size, announced_md5(request), store)
         return web.Response(status=204)
 
     async def download(self, request: web.Request) -> web.StreamResponse:

@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from zonegw.config import Limits
-from zonegw.data_transfer import STORE_HEADER, announced_size, received
+from zonegw.data_transfer import STORE_HEADER, announced_md5, announced_size, received
 from zonegw.errors import BadRequest, UnsupportedMediaType
 from zonegw.http_frame import OCTETS, asking, identity, json_body, json_response
 from zonegw.image_data import ImageData
@@ -14,9 +14,6 @@ from zonegw.images import Images
 from zonegw.import_rules import WEB_DOWNLOAD
 from zonegw.imports import Imports, Wanted
 from zonegw.stores import Stores
-from zonegw.usage import Usage
-
-MIB = 1 << 20
 
 
 @dataclass(slots=True)
@@ -51,7 +48,8 @@ class ImportV2:
         if request.content_type != OCTETS:
             raise UnsupportedMediaType(f"send image data as {OCTETS}, not {request.content_type}")
         body, size = received(request, self.limits), announced_size(request)
-        await self.imports.staging.stage(asking(request), request.match_info["id"], body, size)
+        uuid, md5 = request.match_info["id"], announced_md5(request)
+        await self.imports.staging.stage(asking(request), uuid, body, size, md5)
         return web.Response(status=204)
 
     async def start(self, request: web.Request) -> web.Response:
@@ -88,12 +86,9 @@ class ImportV2:
         return await self.stores.properties(name) | (self.data.cached() if name == self.stores.default else {})
 
     async def usage(self, request: web.Request) -> web.Response:
-        found = await Usage(self.images, self.imports.staging).of(identity(request).project)
-        rows = {
-            "image_size_total": found.size_bytes // MIB, "image_stage_total": found.staged_bytes // MIB,
-            "image_count_total": found.images, "image_count_uploading": found.uploading,
-        }  # fmt: skip
-        return json_response({"usage": {name: {"limit": -1, "usage": value} for name, value in rows.items()}})
+        rows = self.images.quotas.table(self.images.store.read(), identity(request).project)
+        await self.images.store.durable()
+        return json_response({"usage": {name: {"limit": bound, "usage": used} for name, (bound, used) in rows.items()}})
 
     async def remove_copy(self, request: web.Request) -> web.Response:
         await self.data.remove_copy(asking(request), request.match_info["id"], request.match_info["store"])

@@ -20,7 +20,7 @@ HOUR_US = 3_600_000_000
 @dataclass(slots=True)
 class Job:
     """One import. `stores` are still without the data, `placed` are locations that the image does not own yet,
-    `owned` tells how many it owns."""
+    `owned` tells how many it owns; `virtual_size` is what inspection found."""
 
     id: str
     uuid: str
@@ -39,6 +39,7 @@ class Job:
     failed: list[str] = field(default_factory=list)
     placed: list[dict[str, Any]] = field(default_factory=list)
     owned: int = 0
+    virtual_size: int | None = None
     starts: int = 0
 
     @property

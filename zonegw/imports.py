@@ -9,7 +9,7 @@ no owner is given up, in this zone and in others.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +69,8 @@ class Imports:
         for job in self.jobs.unfinished():
             self._waiting.put_nowait(job)
         images.importing = self.shown
+        images.quotas.staged = self.staging.sizes
+        images.quotas.importing = lambda: {job.uuid for job in self.jobs.unfinished()}
         images.on_delete = self.forget
 
     def shown(self, image: Image) -> Image:
@@ -108,6 +110,7 @@ class Imports:
         image = self._images.writable(self._images.store.read(), request.who, uuid, _action(wanted.method))
         self._check(image, wanted)
         targets = self._targets(image, wanted)
+        self._check_quotas(image, wanted, len(targets))
         if targets and len(self.jobs.unfinished()) >= self._limits.imports_pending_max:
             raise Unavailable("too many imports at once (limits.imports_pending_max)")
         return targets
@@ -127,6 +130,13 @@ class Imports:
                 raise Conflict(f"'{name}' needs to be set before import")
         if method == GLANCE_DIRECT and self.staging.get(image["uuid"]) is None:
             raise Conflict("the image's data are still being staged: wait for it")
+
+    def _check_quotas(self, image: Image, wanted: Wanted, copies: int) -> None:
+        read, quotas = self._images.store.read(), self._images.quotas
+        size = self.staging.sizes().get(image["uuid"], image["size"] or 0)
+        quotas.check_size(read, image["owner"], copies * size)
+        if wanted.method == WEB_DOWNLOAD:
+            quotas.check_uploading(read, image["owner"])
 
     def _is_busy(self, uuid: str) -> bool:
         job = self.jobs.latest(uuid)
@@ -197,6 +207,7 @@ class Imports:
     async def _carry_out(self, job: Job) -> None:
         if job.method == WEB_DOWNLOAD and not self._has_bytes(job):
             await self._download(job)
+        await self._inspect(job)
         problem: GatewayError | None = None
         for store in list(job.stores):
             try:
@@ -227,11 +238,23 @@ class Imports:
         if job.uri is None:
             raise BadRequest("web-download needs a uri")
         async with aclosing(self._web.read(job.uri)) as source:
-            placed = await self._placement.stage(job.uuid, self._while_wanted(job, source))
+            body = self._images.quotas.staging(self._images.store.read(), self._image(job)["owner"], source)
+            placed = await self._placement.stage(job.uuid, self._while_wanted(job, body))
         with self._placement.kept([placed["key"]]), self._images.store.transaction(grows=True) as txn:
-            self._image(job, txn)
-            self.staging.put(txn, job.uuid, placed)
+            self.staging.put(txn, self._image(job, txn), placed)
         await self._images.store.durable()
+
+    async def _inspect(self, job: Job) -> None:
+        """Staged bytes must be what the image says now, which it need not have said when they came."""
+        staged = self.staging.get(job.uuid)
+        if staged is None:
+            return
+        inspection = self._image_data.inspection(self._image(job))
+        async with aclosing(_file_pieces(self._data.path(staged["key"]), self._limits.data_chunk_bytes)) as pieces:
+            async for _ in inspection.of(self._while_wanted(job, pieces)):
+                if inspection.decided:
+                    break
+        job.virtual_size = inspection.virtual_size(staged["size"])
 
     async def _while_wanted(self, job: Job, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for piece in body:
@@ -271,7 +294,8 @@ class Imports:
         placed, staged = job.placed, self.staging.get(job.uuid)
         with self._images.store.transaction() as txn:
             image = self._image(job, txn)
-            changes = self._activation(image, placed[0])
+            self._images.quotas.check_size(txn, image["owner"], sum(location["size"] for location in placed))
+            changes = self._activation(job, image, placed[0])
             position = self._images.append_update(
                 txn, job.request, image, changes, add_locations=placed, conditional=False
             )
@@ -282,9 +306,9 @@ class Imports:
         await self._images.settle(image, position)
 
     @staticmethod
-    def _activation(image: Image, placed: Location) -> Changes:
+    def _activation(job: Job, image: Image, placed: Location) -> Changes:
         if image["status"] == "importing":
-            return Changes(data_attributes(placed))
+            return Changes(data_attributes(placed, job.virtual_size))
         if image["status"] not in ("active", "deactivated") or image["os_hash_value"] != placed["sha512"]:
             raise Conflict("the image got other data meanwhile: what was imported is dropped")
         return Changes()
@@ -352,7 +376,7 @@ async def _pieces(source: Source, chunk_bytes: int) -> AsyncIterator[bytes]:
             yield piece
 
 
-async def _file_pieces(path: Path, chunk_bytes: int) -> AsyncIterator[bytes]:
+async def _file_pieces(path: Path, chunk_bytes: int) -> AsyncGenerator[bytes]:
     try:
         handle = await asyncio.to_thread(os.open, path, os.O_RDONLY)
     except FileNotFoundError:

@@ -4,7 +4,7 @@ Both sides need a gateway's certificate of the cluster's CA.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -12,7 +12,7 @@ import aiohttp
 from zonegw import tls
 from zonegw.config import Limits, Tls
 from zonegw.data_stores.interface import DEFAULT_STORE, Digests, Stored
-from zonegw.errors import BadRequest, DataUnavailable, StorageFull
+from zonegw.errors import BadRequest, DataUnavailable, StorageFull, ZoneAway
 from zonegw.interzone_app import DATA_PATH, IMAGE_HEADER, READY_PATH, STORE_HEADER
 
 
@@ -27,14 +27,19 @@ class InterzoneClient:
         # Names of a zone's stores, as it last said itself.
         self.stores_told: dict[str, list[str]] = {}
 
-    async def read(self, zone: str, key: str, offset: int) -> AsyncIterator[bytes]:
-        """The bytes of `key` from `offset` on, from the first gateway of the zone that has them."""
-        problem = f"zone {zone} has told the registry no endpoint for its data"
-        for endpoint in self._endpoints(zone):
+    async def read(self, zone: str, key: str, offset: int) -> AsyncGenerator[bytes]:
+        """The bytes of `key` from `offset` on, from the first gateway of the zone that has them. Raises
+        DataUnavailable; ZoneAway where the last one is silent."""
+        problem = DataUnavailable(f"zone {zone} has told the registry no endpoint for its data")
+        endpoints = self._endpoints(zone)
+        for endpoint in endpoints:
             try:
-                response = await self._get(endpoint, zone, key, offset)
+                # Silence of one gateway is waited for only where there is no other one.
+                async with asyncio.timeout(None if endpoint == endpoints[-1] else self._limits.store_probe_max_s):
+                    response = await self._get(endpoint, zone, key, offset)
             except (TimeoutError, aiohttp.ClientError, OSError, DataUnavailable) as error:
-                problem = f"zone {zone} can't be reached: {error or type(error).__name__}"
+                kind = ZoneAway if isinstance(error, TimeoutError) else DataUnavailable
+                problem = kind(f"zone {zone} can't be reached: {error or type(error).__name__}")
                 continue
             async with response:
                 try:
@@ -43,7 +48,7 @@ class InterzoneClient:
                 except (TimeoutError, aiohttp.ClientError) as error:
                     raise DataUnavailable(f"zone {zone} broke off: {error or type(error).__name__}") from error
             return
-        raise DataUnavailable(problem)
+        raise problem
 
     async def _get(self, endpoint: str, zone: str, key: str, offset: int) -> aiohttp.ClientResponse:
         headers = {"Range": f"bytes={offset}-"} if offset else {}

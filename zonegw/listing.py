@@ -26,6 +26,10 @@ SORT_CODES = {
 }  # fmt: skip
 
 
+# All that the keys of one image are made of.
+_INDEXED = ("owner", "visibility", "members", *(name for name in SORT_CODES if name != "id"))
+
+
 def owner_scope(owner: str) -> bytes:
     return b"o" + blake2b(owner.encode(), digest_size=16).digest()
 
@@ -63,20 +67,27 @@ def text_value(text: str) -> bytes:
 
 def place(image: Image, sort: str) -> bytes:
     """Where the image stands in the order of `sort`."""
-    return sort_value(image, sort) + u64(image["created_at"]) + UUID(image["uuid"]).bytes
+    return sort_value(image, sort) + _last(image)
+
+
+def _last(image: Image) -> bytes:
+    """What images with equal values are sorted by."""
+    return u64(image["created_at"]) + bytes.fromhex(image["uuid"].replace("-", ""))
 
 
 def keys(image: Image | None) -> set[bytes]:
     """Every index key of an image."""
     if image is None:
         return set()
-    scopes = image_scopes(image)
-    places = [code + place(image, sort) for sort, code in SORT_CODES.items()]
+    scopes, last = image_scopes(image), _last(image)
+    places = [code + sort_value(image, sort) + last for sort, code in SORT_CODES.items()]
     return {scope + at for scope in scopes for at in places}
 
 
 def reindex(txn: Txn, before: Image | None, after: Image | None) -> None:
     """Bring the indexes from the state of `before` to that of `after`."""
+    if before is not None and after is not None and all(before[name] == after[name] for name in _INDEXED):
+        return
     old, new = keys(before), keys(after)
     for key in old - new:
         txn.delete("listing", key)

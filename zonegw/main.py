@@ -9,18 +9,24 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from zonegw import control, images_v1, metadefs, store_identity, tls
+from zonegw import control, images_v1, metadefs, store_identity, tls, usage
 from zonegw.auth import Authenticator
+from zonegw.bandwidth import Bandwidth
+from zonegw.cached_images import CachedImages
 from zonegw.catalogue import Catalogue
 from zonegw.config import Config
+from zonegw.control_cache import ControlCache
+from zonegw.control_data import ControlData
 from zonegw.control_parked import ControlParked
 from zonegw.control_queue import ControlQueue
 from zonegw.data_cache import DataCache
 from zonegw.data_transfer import Downloads
+from zonegw.deletions import Deletions
 from zonegw.deposits import Deposits
 from zonegw.discovery import Discovery
 from zonegw.drainer import Drainer
 from zonegw.feed_consumer import FeedConsumer
+from zonegw.graves import Graves
 from zonegw.http_frame import Links, answering, identifying
 from zonegw.id_pool import IdPool
 from zonegw.image_data import ImageData
@@ -35,14 +41,19 @@ from zonegw.interzone import InterzoneClient
 from zonegw.interzone_app import build_app
 from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
+from zonegw.orphans import Orphans
 from zonegw.own_stores import Origins, OwnStores
 from zonegw.parked import ParkedWrites
 from zonegw.placement import Placement
+from zonegw.prefetch import Prefetch
+from zonegw.quotas import Quotas
 from zonegw.retries import Retries
+from zonegw.running_clock import RunningClock
 from zonegw.status import Status
 from zonegw.store import Store, Txn
 from zonegw.stores import Stores
 from zonegw.tenant_set import TenantSet
+from zonegw.undelete import Undelete
 from zonegw.uplink import Uplink
 from zonegw.write_queue import WriteQueue
 from zonegw.zones import Zones
@@ -85,18 +96,31 @@ class Gateway:
         self.zones = Zones(self.store, self.uplink, limits)
         self.interzone = InterzoneClient(self.zones.endpoints, config.tls, limits)
         origins = Origins(self.own_stores.shared, self.interzone)
-        self.cache = DataCache(config.data_dir / "cache", origins, limits)
+        self.cached = CachedImages(self.store, self.catalogue.now_us)
+        bandwidth = Bandwidth(config.cache.bandwidth_max_bytes_per_s)
+        self.cache = DataCache(config.data_dir / "cache", origins, self.cached, bandwidth, limits)
+        self.prefetch = Prefetch(self.store, self.catalogue, self.cache, self.cached, config)
         self.images = Images(
             self.store, self.queue, self.ids, self.catalogue, zone=config.zone, gateway=config.gateway, limits=limits,
-            policy=config.policy, protections=config.protections,
+            policy=config.policy, protections=config.protections, quotas=Quotas(config.quotas, self.catalogue),
         )  # fmt: skip
         self.metadefs = metadefs.load(config.metadefs_dir)
         self.stores = Stores(self.own_stores, self.zones.with_endpoints, self.interzone, limits)
         self.placement = Placement(self.store, self.own_stores, self.interzone, self.stores.target, limits)
         self.images.on_garbage = self.placement.wake
+        self.graves = Graves(RunningClock(self.store), config.deletion)
+        self.deletions = Deletions(
+            self.store, self.catalogue, self.placement, self.graves, self.uplink, config.zone, limits
+        )
+        self.images.on_unsent_delete = self._deleted
+        self.undelete = Undelete(self.images, self.graves, self.deletions, self._has)
+        self.orphans = Orphans(self.store, self.catalogue, self.own_stores.files(), self.placement, limits)
         with self.store.transaction() as txn:
             self.placement.recover(txn)
-        self.image_data = ImageData(self.images, self.own_stores, self.cache, self.placement, self.stores, limits)
+            usage.begin(txn, self.catalogue.all(txn))
+        self.image_data = ImageData(
+            self.images, self.own_stores, self.cache, self.placement, self.stores, limits, config.inspection
+        )
         self.deposits = Deposits(self.images, self.own_stores)
         self.imports = Imports(
             self.images, self.image_data, self.data, self.placement, self.stores, config.imports, limits
@@ -110,15 +134,16 @@ class Gateway:
         self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, tenants, on_deleted=self._tombstone)
         self.retries = Retries(self.store, self.queue, self.catalogue, limits, on_queued=self.drainer.wake)
         self.feed.on_zone_changed = self.zones.changed
-        self.feed.on_removed = self._removed
-        self.feed.may_enter, self.feed.on_bootstrapped = self.drainer.may_enter, self.drainer.wake
+        self.feed.on_removed, self.feed.on_unseen = self._removed, self.deletions.unseen
+        self.feed.may_enter, self.feed.on_bootstrapped = self.drainer.may_enter, self._bootstrapped
         self.images.registry = RegistryLink(self.uplink, self.drainer)
         self.status = Status(
             config, self.store, self.queue, self.ids, self.catalogue, self.feed, self.uplink, self.drainer, self.data,
             self.cache,
         )  # fmt: skip
         # A link that comes up: first what has to be drained is noted, then the drainer starts.
-        self.uplink.on_change += [self.status.link_changed, self.drainer.link_changed]
+        self.uplink.on_change += [self.status.link_changed, self.drainer.link_changed, self.deletions.link_changed]
+        self.feed.on_image_changed = self.prefetch.changed
         self.drainer.on_drained = self.status.drain_moved
         self.address: tuple[str, int] = config.listen
         self.interzone_address: tuple[str, int] | None = config.interzone_listen
@@ -134,25 +159,40 @@ class Gateway:
                 store_identity.record(txn, self.store.directory)
                 log.error("this is not the disk that the ID blocks were granted to: %d IDs sealed", lost)
 
-    def _acked_delete(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
-        self.images.discard_bytes(txn, locations)
+    async def _has(self, location: dict[str, Any]) -> bool:
+        return await self.own_stores.held(location["store"], location["key"]) is not None
+
+    def _bootstrapped(self) -> None:
+        self.drainer.wake()
+        self.deletions.ask()
+        self.prefetch.look()
+
+    def _acked_delete(self, txn: Txn, locations: list[dict[str, Any]], image: dict[str, Any] | None) -> None:
+        if image is not None:
+            self._deleted(txn, image)
+        else:
+            self.images.discard_bytes(txn, locations)
         self.placement.wake()
+
+    def _deleted(self, txn: Txn, image: dict[str, Any]) -> None:
+        """An image that this zone deleted: what it put into other zones they are asked to drop."""
+        self.deletions.bury(txn, image)
+        far = [location for location in image["locations"] if location["zone"] != self.config.zone]
+        self.images.discard_bytes(txn, far)
 
     def _removed(self, txn: Txn, locations: list[dict[str, Any]]) -> None:
         """The registry took locations from an image that stays: so much of the bytes as is here goes."""
         self.images.discard_bytes(txn, [location for location in locations if location["zone"] == self.config.zone])
-        for location in locations:
-            self.cache.evict(location["key"])
+        for location in locations:  # behind this transaction: the cache has its own
+            asyncio.get_running_loop().call_soon(self.cache.evict, location["key"])
         self.placement.wake()
 
     def _tombstone(self, image: dict[str, Any]) -> None:
         """The registry deleted an image: its own bytes go, and cached ones."""
         with self.store.transaction() as txn:
-            own = [location for location in image["locations"] if location["zone"] == self.config.zone]
-            self.images.discard_bytes(txn, own)
+            self.deletions.bury(txn, image)
             self.imports.forget(txn, image["uuid"])
-        for location in image["locations"]:
-            self.cache.evict(location["key"])
+        self.cache.forget(image["uuid"], image["locations"])
         self.placement.wake()
 
     # Start and stop.
@@ -180,6 +220,8 @@ class Gateway:
             "garbage": self.placement.remove_garbage(),
             "far garbage": self.placement.withdraw_garbage(),
             "imports": self.imports.run(),
+            "deletions": self.deletions.run(),
+            "prefetch": self.prefetch.run(),
             "retries": self.retries.run(),
         }
 
@@ -213,11 +255,17 @@ class Gateway:
         parked = ParkedWrites(self.images, self.retries, self.feed.confirmed)
         nouns: list[control.Noun] = [
             ControlParked(parked), ControlQueue(self.store, self.queue, self.ids, self.retries),
+            ControlCache(self.images, self.cache, self.cached, self.prefetch),
+            ControlData(self.images, self.orphans, self.graves, self.undelete),
         ]  # fmt: skip
         return control.build_app(nouns, self.config.limits)
 
     async def _listen(self, app: web.Application, address: tuple[str, int], ssl: Any) -> tuple[str, int]:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=self.config.limits.shutdown_grace_s)
+        limits = self.config.limits
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=limits.shutdown_grace_s, read_bufsize=limits.read_buffer_bytes,
+            lingering_time=limits.refused_body_max_s,
+        )  # fmt: skip
         await runner.setup()
         self._runners.append(runner)
         await web.TCPSite(runner, *address, ssl_context=ssl, backlog=1024).start()

@@ -5,9 +5,8 @@ names, it takes nothing new, but what lies in it is read and deleted as before. 
 in files of this gateway.
 """
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +67,10 @@ class OwnStores:
             raise DataUnavailable(f"zone {self.zone} has no store {name!r:.80} any more: put it back into zonegw.toml")
         return self._stores[name]
 
+    def files(self) -> list[FilesystemStore]:
+        """The stores that have files."""
+        return [store for store in self._stores.values() if isinstance(store, FilesystemStore)]
+
     def chosen(self, name: str | None) -> DataStore:
         """The store for new data. Raises BadRequest for one that takes none."""
         if name is not None and name not in self.offered:
@@ -92,14 +95,16 @@ class OwnStores:
             raise problem
         return None
 
-    async def held(self, name: str, key: str) -> Path | Held | None:
-        """The bytes in this store."""
+    async def held(self, name: str, key: str, size: int | None = None) -> Path | Held | None:
+        """The bytes in this store. Those of another `size` than they had are damaged, and as good as none: a client
+        could take them for the whole."""
         store = self.get(name)
-        path = store.path(key)
-        if path is not None:
-            return path if await asyncio.to_thread(path.is_file) else None
-        size = await store.size(key)
-        return None if size is None else Held(store, key, size)
+        there = await store.size(key)
+        if there is None or size not in (None, there):
+            if there is not None:
+                log.error("bytes %s in store %s are damaged: there are %d of %s", key, name, there, size)
+            return None
+        return store.path(key) or Held(store, key, there)
 
     async def close(self) -> None:
         for store in (*self._stores.values(), *(store for stores in self.shared.values() for store in stores)):
@@ -109,7 +114,7 @@ class OwnStores:
 class Gateways(Protocol):
     """The other way to bytes of other zones."""
 
-    def read(self, zone: str, key: str, offset: int) -> AsyncIterator[bytes]: ...
+    def read(self, zone: str, key: str, offset: int) -> AsyncGenerator[bytes]: ...
 
 
 class Origins:
@@ -122,15 +127,27 @@ class Origins:
     async def read(self, zone: str, key: str, offset: int) -> AsyncGenerator[bytes]:
         """The bytes from `offset` on. Raises DataUnavailable when there is no way to them now."""
         for store in self._shared.get(zone, ()):
+            begun = False
             try:
-                size = await store.size(key)
-            except (NotFound, DataUnavailable) as error:
-                log.warning("store %s of zone %s can't be read directly: %s", store.name, zone, error.message)
-                continue
-            if size is not None:
-                async with aclosing(store.read(key, offset, size)) as pieces:
+                async with aclosing(_rest(store, key, offset)) as pieces:
                     async for piece in pieces:
+                        begun = True
                         yield piece
+            except (NotFound, DataUnavailable) as error:
+                if begun:
+                    raise
+                log.warning("store %s of zone %s can't be read directly: %s", store.name, zone, error.message)
+            if begun:
                 return
-        async for piece in self._gateways.read(zone, key, offset):
-            yield piece
+        async with aclosing(self._gateways.read(zone, key, offset)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+async def _rest(store: DataStore, key: str, offset: int) -> AsyncGenerator[bytes]:
+    """Of bytes whose size only the store knows; nothing where it has none."""
+    size = await store.size(key)
+    if size is not None and offset < size:
+        async with aclosing(store.read(key, offset, size)) as pieces:
+            async for piece in pieces:
+                yield piece

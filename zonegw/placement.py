@@ -44,6 +44,8 @@ class Placement:
         self._far = far
         self._target = target
         self._limits = limits
+        # Gets key and row of own bytes that are gone, in the transaction that forgets them.
+        self.on_removed: Callable[[Txn, bytes, Any], None] = lambda txn, key, row: None
         self._garbage = asyncio.Event()
         self._far_garbage = asyncio.Event()
 
@@ -54,14 +56,18 @@ class Placement:
         which the caller gives an owner (`owned`). What ends this early leaves nothing behind."""
         return await self._place(uuid, self._target(store), body, size, md5)
 
-    async def stage(self, uuid: str, body: AsyncIterator[bytes], size: int | None = None) -> Location:
+    async def stage(
+        self, uuid: str, body: AsyncIterator[bytes], size: int | None = None, md5: str | None = None
+    ) -> Location:
         """Bring `body` into files of this gateway."""
-        return await self._place(uuid, (self._own.zone, self._own.local.name), body, size, None)
+        return await self._place(uuid, (self._own.zone, self._own.local.name), body, size, md5)
 
     async def _place(
         self, uuid: str, target: Target, body: AsyncIterator[bytes], size: int | None, md5: str | None
     ) -> Location:
         key = mint_key()
+        if size is not None and size > self._limits.image_max_bytes:
+            raise _too_large(self._limits.image_max_bytes)
         await self._note(uuid, key, target)
         with self.kept([key]):
             body = bounded(body, self._limits.image_max_bytes)
@@ -159,7 +165,9 @@ class Placement:
             away.add(name)
             return
         with self._store.transaction() as txn:
+            row = txn.row("garbage", key.encode())
             txn.delete("garbage", key.encode())
+            self.on_removed(txn, key.encode(), row)
 
     async def withdraw_garbage(self) -> None:
         """For ever: have other zones remove what was put there and has no owner; a zone that can't be reached is asked
@@ -196,11 +204,11 @@ def location(zone: str, stored: Stored) -> Location:
     }  # fmt: skip
 
 
-def data_attributes(placed: Location) -> dict[str, Any]:
+def data_attributes(placed: Location, virtual_size: int | None) -> dict[str, Any]:
     """What an image has from its bytes, as a command sets it."""
     return {
-        "status": "active", "size": placed["size"], "checksum": placed["md5"], "os_hash_algo": "sha512",
-        "os_hash_value": placed["sha512"],
+        "status": "active", "size": placed["size"], "virtual_size": virtual_size, "checksum": placed["md5"],
+        "os_hash_algo": "sha512", "os_hash_value": placed["sha512"],
     }  # fmt: skip
 
 
@@ -217,5 +225,9 @@ async def bounded(body: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[b
     async for piece in body:
         total += len(piece)
         if total > max_bytes:
-            raise BodyTooLarge(f"an image has at most {max_bytes} bytes here (limits.image_max_bytes)")
+            raise _too_large(max_bytes)
         yield piece
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"an image has at most {max_bytes} bytes here (limits.image_max_bytes)")

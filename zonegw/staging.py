@@ -3,7 +3,8 @@
 Such an image shows as `uploading`. The rows are kept in memory too: whatever shows an image looks here.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -36,20 +37,31 @@ class Staging:
         row = self._staged.get(uuid)
         return None if row is None else {name: value for name, value in row.items() if name != "since_us"}
 
-    async def stage(self, request: Request, uuid: str, body: AsyncIterator[bytes], size: int | None) -> None:
+    async def stage(
+        self, request: Request, uuid: str, body: AsyncIterator[bytes], size: int | None, md5: str | None = None
+    ) -> None:
         """Keep `body` for an import. Raises Conflict for an image that is not queued."""
         uuid = uuid.lower()
-        self._check(self._images.writable(self._images.store.read(), request.who, uuid, "stage_image"), "queued")
+        read, quotas = self._images.store.read(), self._images.quotas
+        image = self._images.writable(read, request.who, uuid, "stage_image")
+        self._check(image, "queued")
+        quotas.check_stage(read, image["owner"], size or 0)
         if len(self._staged) + len(self._under_way) >= self._limits.staged_images_max:
             raise Unavailable("too many images wait for their import (limits.staged_images_max)")
-        self._under_way.add(uuid)
-        try:
-            placed = await self._placement.stage(uuid, body, size)
+        with quotas.uploading(read, uuid, image["owner"]), self._marked(uuid):
+            body = quotas.staging(read, image["owner"], body)
+            placed = await self._placement.stage(uuid, body, size, md5)
             with self._placement.kept([placed["key"]]), self._images.store.transaction(grows=True) as txn:
                 image = self._images.writable(txn, request.who, uuid, "stage_image")
                 self._check(image, "uploading")  # another gateway's upload may have been first
-                self.put(txn, uuid, placed)
+                self.put(txn, image, placed)
             await self._images.store.durable()
+
+    @contextmanager
+    def _marked(self, uuid: str) -> Iterator[None]:
+        self._under_way.add(uuid)
+        try:
+            yield
         finally:
             self._under_way.discard(uuid)
 
@@ -58,8 +70,14 @@ class Staging:
         if image["status"] != status:
             raise Conflict(f"Image status transition from {image['status']} to uploading is not allowed")
 
-    def put(self, txn: Txn, uuid: str, placed: Location) -> None:
-        """Bytes that were placed are the image's staged ones from now on."""
+    def sizes(self) -> dict[str, int]:
+        """Bytes by image."""
+        return {uuid: row["size"] for uuid, row in self._staged.items()}
+
+    def put(self, txn: Txn, image: Image, placed: Location) -> None:
+        """Bytes that were placed are the image's staged ones from now on. Raises QuotaExceeded."""
+        self._images.quotas.check_stage(txn, image["owner"], placed["size"])
+        uuid = image["uuid"]
         row = placed | {"since_us": self._images.catalogue.now_us()}
         self._placement.owned(txn, [placed["key"]])
         txn.put_row("staged", UUID(uuid).bytes, row)

@@ -115,8 +115,11 @@ class Status:
             "sessions_lost": losses, "reoffers": self.drainer.rewind.reoffers(read),
             "store_used_bytes": self.store.used_bytes(),
             "data_used_bytes": self.data.used_bytes,
-            "cache_used_bytes": self.cache.used_bytes, "staged_images": read.count("staged"),
+            "cache_used_bytes": self.cache.used_bytes, "cache_pinned_bytes": self.cache.pinned_bytes,
+            "staged_images": read.count("staged"),
             "deposits": read.count("deposits"), "far_garbage": read.count("far_garbage"),
+            "unseen_images": read.count("unseen"), "deletions_to_confirm": read.count("confirmations"),
+            "deleted_images_kept": read.count("graves"),
             "uptime_s": time.monotonic() - self.started,
             "errors": {
                 name: error

@@ -30,6 +30,7 @@ EXIT_STORAGE = 74
 TABLES = (
     "meta", "catalogue", "numbers", "overlay", "listing", "queue", "retained", "parked", "uploads", "garbage", "cache",
     "far_garbage", "deposits", "staged", "imports", "deleted", "outside", "folded", "parked_images", "renumbered",
+    "usage", "unseen", "confirmations", "graves", "graves_due", "undeleted",
 )  # fmt: skip
 
 

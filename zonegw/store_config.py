@@ -114,7 +114,8 @@ def _entry(table: Mapping[str, Any], base: Path) -> StoreConfig:
 def _check_keys(where: str, table: Mapping[str, Any], wanted: type[StoreConfig]) -> None:
     known = {field.name: field.default is MISSING for field in fields(wanted)}
     if unknown := [name for name in table if name not in known and name != "type"]:
-        secret = "; secrets stand in files: password_file, secret_key_file" if "key" in unknown[0] + "password" else ""
+        is_secret = unknown[0] in ("password", "secret_key")
+        secret = "; secrets stand in files: password_file, secret_key_file" if is_secret else ""
         raise ConfigError(f"{where}: unknown key {unknown[0]}; known are: {', '.join(sorted(known))}{secret}")
     if missing := [name for name, needed in known.items() if needed and name not in table]:
         raise ConfigError(f"{where}: {missing[0]} is missing")

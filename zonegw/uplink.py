@@ -109,6 +109,16 @@ class Uplink:
         with _translated():
             return await self._client.grant_block(gateway=gateway, session=session, size=size, token=token)
 
+    async def fates(self, images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What has become of images, each {"number", "uuid"}: {"fate": live | deleted | unknown}, in order."""
+        with _translated():
+            return await self._client.fates(images)
+
+    async def confirm_deletions(self, numbers: list[int]) -> None:
+        """This zone holds no bytes of these deleted images any more."""
+        with _translated():
+            await self._client.confirm_deletions(self._config.zone, numbers)
+
     async def zones(self) -> Any:
         """The zones with their gateways' endpoints, as the registry tells them."""
         with _translated():

@@ -77,9 +77,14 @@ def _fields(record: PendingWrite | Session) -> dict[str, Any]:
 class WriteQueue:
     """The queue's operations; each runs inside the caller's transaction."""
 
-    def __init__(self, limits: Limits, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+    def __init__(
+        self, limits: Limits, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._limits = limits
         self._now_us = now_us
+        self._clock = clock
+        self._age: tuple[int, float] | None = None
         self.depth_max = limits.queue_depth_max
 
     # Enqueue and read.
@@ -228,7 +233,7 @@ class WriteQueue:
         self.save_session(txn, session)
         row = {
             "session": session.uuid, "ordinal": session.ordinal, "sequence": session.acked_sequence,
-            "hash": session.acked_hash, "acked_us": self._now_us(), "result": result,
+            "hash": session.acked_hash, "acked_us": self._age_us(txn), "result": result,
             "write": None if result is None else _fields(write),
         }  # fmt: skip
         txn.put_row("retained", u64(write.position), row)
@@ -284,9 +289,18 @@ class WriteQueue:
 
     # Retention.
 
+    def _age_us(self, txn: Txn) -> int:
+        """The time by which retained writes age: it goes on from the last one of them while the process runs, so that
+        no step of the wall clock takes away what a restored registry will lack."""
+        if self._age is None:
+            newest = next(txn.scan("retained", reverse=True), None)
+            self._age = self._now_us() if newest is None else unpack(newest[1])["acked_us"], self._clock()
+        began_us, began = self._age
+        return began_us + int((self._clock() - began) * 1e6)
+
     def prunable(self, txn: Txn, *, under_pressure: bool = False) -> list[bytes]:
         """Retained writes that are too old or too many, a bounded number of them."""
-        oldest_us = self._now_us() - int(self._limits.queue_retain_h * 3_600_000_000)
+        oldest_us = self._age_us(txn) - int(self._limits.queue_retain_h * 3_600_000_000)
         surplus = txn.count("retained") - self._limits.queue_retain_max_writes
         doomed: list[bytes] = []
         for key, data in txn.scan("retained"):

@@ -135,7 +135,7 @@ class GatewayProcess(Caller):
         )
         self.drainer = Drainer(
             self.store, self.queue, self.ids, self.catalogue, self.uplink, self.config, GatewayMetrics(),
-            on_deleted=lambda _txn, _locations: None,
+            on_deleted=lambda _txn, _locations, _image: None,
         )  # fmt: skip
         self.images.registry = RegistryLink(self.uplink, self.drainer)
         self.uplink.on_change.append(self.drainer.link_changed)

@@ -144,7 +144,7 @@ class BackupJob:
         body = {
             "id": one,
             "name": f"backup-{number:04}",
-            "disk_format": "qcow2",
+            "disk_format": "raw",
             "container_format": "bare",
             "image_type": "snapshot",
         }

@@ -285,7 +285,9 @@ class Cluster:
             "registry": self.registry_urls,
             "zones": {name: {"url": zone.url, "token": zone.token} for name, zone in self.zones.items()},
             "operator": {name: str(getattr(tls, name)) for name in ("ca", "cert", "key")},
+            "gateways": dict(self.wiring.gateways),
             "links": self.links.addresses() if self.links else {},
+            "proxy": {"control": self.links.control, "run": self.links.run} if self.links else None,
             "processes": [_described(process) for process in self.processes.values() if process.identity],
         }
         _write_private(self.state_file, json.dumps(state, indent=2))

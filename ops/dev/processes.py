@@ -67,6 +67,17 @@ def _started_elsewhere(pid: int) -> str | None:
     return None if not started or state.startswith("Z") else started.strip()
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds of a core that a process has used, in user and in kernel mode; 0 of one that is gone, or that does not
+    run on Linux."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def is_running(identity: Identity) -> bool:
     """Whether this very process still runs."""
     return identify(identity.pid) == identity

@@ -61,6 +61,7 @@ TARGETS = {
     "chaos": Target("chaos"),
     "bench": Target("ops.bench"),
     "soak": Target("ops.soak"),
+    "backup-load": Target("ops.dev.backup_load"),
 }
 
 

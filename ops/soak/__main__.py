@@ -1,7 +1,7 @@
 """`python -m ops.soak [NAME ...] [--count N]` (`make soak`): measure on real processes; figures as JSON, then verdicts.
 
-N is the number of kills, rounds, transfers, reads, images or consumers, for a shorter look than the one that is
-recorded. What is measured is added to .run/soak/results.jsonl.
+N is the number of kills, rounds, transfers, reads, images, writes, gateways or consumers, for a shorter look than the
+one that is recorded. What is measured is added to .run/soak/results.jsonl.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from ops.soak import (
     feed,
     gateway_lists,
     kills,
+    long_queue,
+    many_gateways,
     near_observer,
     no_quorum,
     offline,
     rejoin,
     restarts,
     scale,
+    streams,
     transfers,
     uplink,
     uplink_traffic,
@@ -38,15 +41,18 @@ RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
     "feed": feed.run,
     "scale": scale.run,
     "gateway-lists": gateway_lists.run,
+    "gateways": many_gateways.run,
     "offline": offline.run,
+    "queue": long_queue.run,
+    "streams": streams.run,
     "uplink": uplink.run,
     "uplink-traffic": uplink_traffic.run,
 }
 # No run takes longer; one that hangs is a failure too. A million images are loaded first.
 RUN_MAX_S = 240.0
 LONG_RUN_MAX_S = {
-    "feed": 600.0, "gateway-lists": 1800.0, "offline": 3600.0, "rejoin": 1800.0, "scale": 2400.0, "uplink": 900.0,
-    "uplink-traffic": 600.0,
+    "feed": 600.0, "gateway-lists": 1800.0, "gateways": 900.0, "offline": 3600.0, "queue": 3600.0, "rejoin": 1800.0,
+    "scale": 2400.0, "streams": 2400.0, "uplink": 900.0, "uplink-traffic": 600.0,
 }  # fmt: skip
 
 

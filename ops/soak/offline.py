@@ -72,7 +72,7 @@ async def _measure(outcome: Outcome, cluster: Cluster, home: ImagesApi, away: Im
     changes = _changes(registry, f"{before['epoch']}.{before['revision']}", status["revision"])
     told = [change async for change in changes]
     verdict = judge(history.read(noted.path), await _rows(registry), {HOME: await _listed(home)})
-    _judge(outcome, lives, verdict, told, await away.status())
+    _judge(outcome, lives, verdict, told, await peers.status_of(away))
 
 
 async def _live_cut_off(outcome: Outcome, cluster: Cluster, lives: ImageLives) -> None:
@@ -97,13 +97,13 @@ async def _either(living: asyncio.Task[None], moment: Any) -> None:
 
 
 async def _drain(outcome: Outcome, cluster: Cluster, away: ImagesApi) -> None:
-    depths = [(time.monotonic(), (await away.status())["queue_depth"])]
+    depths = [(time.monotonic(), (await peers.status_of(away))["queue_depth"])]
     outcome.figures |= {"pending": depths[0][1]}
     await asyncio.to_thread(cluster.heal_zone, AWAY)
     healed = time.monotonic()
     while depths[-1][1]:
         await asyncio.sleep(_LOOK_S)
-        depths.append((time.monotonic(), (await away.status())["queue_depth"]))
+        depths.append((time.monotonic(), (await peers.status_of(away))["queue_depth"]))
     await _until_status(away, lambda status: status["state"] == "online")
     took = depths[-1][0] - healed
     rates = [(one[1] - two[1]) / (two[0] - one[0]) for one, two in pairwise(depths)]
@@ -129,7 +129,7 @@ async def _download(lives: ImageLives, home: ImagesApi, noted: History) -> None:
 
 async def _until_status(api: ImagesApi, holds: Any) -> None:
     async with asyncio.timeout(_STEP_MAX_S):
-        while not holds(await api.status()):  # noqa: ASYNC110 - what is asked has no event
+        while not holds(await peers.status_of(api)):  # noqa: ASYNC110 - what is asked has no event
             await asyncio.sleep(_LOOK_S)
 
 
@@ -163,7 +163,7 @@ def _brief(message: dict[str, Any]) -> dict[str, Any]:
 def _judge(
     outcome: Outcome, lives: ImageLives, verdict: Verdict, told: Sequence[dict[str, Any]], status: dict[str, Any]
 ) -> None:
-    wrong = list(_out_of_order(lives, told))
+    wrong = list(out_of_order(lives, told))
     outcome.figures |= {
         "acknowledged": verdict.acknowledged, "in_registry": verdict.in_registry, "lost": verdict.lost,
         "duplicates": verdict.duplicate_numbers + verdict.duplicate_uuids, "parked": status["parked"],
@@ -176,7 +176,7 @@ def _judge(
     outcome.require(not status["parked"], f"{status['parked']} writes were parked")
 
 
-def _out_of_order(lives: ImageLives, told: Iterable[dict[str, Any]]) -> Iterable[str]:
+def out_of_order(lives: ImageLives, told: Iterable[dict[str, Any]]) -> Iterable[str]:
     """A sentence for each image whose changes are not what its client was told, once and in order."""
     creates: Counter[str] = Counter()
     deletes: Counter[str] = Counter()

@@ -11,9 +11,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from ops.dev.backup_job import ImagesApi
 from ops.dev.cluster import Cluster
 from ops.dev.wiring import ROOT
 from raftreg.client import Client, client_ssl_context
+
+_STATUS_MAX_S = 120.0
 
 
 @contextlib.asynccontextmanager
@@ -37,6 +40,14 @@ def _start_peers(cluster: Cluster) -> None:
     except BaseException:
         cluster.stop()
         raise
+
+
+async def status_of(api: ImagesApi) -> dict[str, Any]:
+    """What a gateway says of itself; asked again while the machine is too busy for an answer in time."""
+    async with asyncio.timeout(_STATUS_MAX_S):
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await api.status()
 
 
 def client_at(cluster: Cluster, url: str) -> Client:

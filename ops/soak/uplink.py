@@ -56,10 +56,13 @@ class Clients:
             pace(Pace(READS_PER_S, ends), lambda number: self._read(name, number)),
         )
 
+    def spread(self, phase: str, method: str) -> dict[str, float]:
+        return quantiles_ms(self.samples.took[phase, method])
+
     async def _write(self, phase: str) -> None:
         one = str(uuid.uuid4())
         if await self._ask(phase, "POST", "/v2/images", 201, json={"id": one, "name": "made meanwhile"}):
-            self._paths[1:] = [*self._paths[-20:], f"/v2/images/{one}"][-20:]
+            self._paths[1:] = [*self._paths[1:], f"/v2/images/{one}"][-20:]
 
     async def _read(self, phase: str, number: int) -> None:
         await self._ask(phase, "GET", self._paths[number % len(self._paths)], 200)
@@ -103,6 +106,7 @@ async def _round(cluster: Cluster, clients: Clients, outcome: Outcome) -> None:
     await asyncio.to_thread(_heal, cluster)
     # What was queued meanwhile drains before the next quiet phase.
     outcome.require(await asyncio.to_thread(_online, cluster), "the zone did not come online after it was healed")
+    await clients.phase("changing", _SETTLE_S)
 
 
 def _registry_links(cluster: Cluster) -> list[str]:

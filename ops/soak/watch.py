@@ -51,7 +51,7 @@ class Watch:
         with contextlib.suppress(OSError):
             self.file[peer].append((store_path(data) / "data.mdb").stat().st_size)
         pids = [process.identity.pid, *_children(process.identity.pid)]
-        sizes = [_anonymous_bytes(pid) for pid in pids]
+        sizes = [anonymous_bytes(pid) for pid in pids]
         self.memory[peer].append(sizes[0])
         self.copier.append(sum(sizes[1:]))
         self.reader_s.append(_reader_age_s(self.cluster, peer))
@@ -63,7 +63,8 @@ def _children(pid: int) -> list[int]:
     return []
 
 
-def _anonymous_bytes(pid: int) -> int:
+def anonymous_bytes(pid: int) -> int:
+    """Memory of a process's own: what it maps of a database is the page cache's."""
     with contextlib.suppress(OSError):
         found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
         return int(found[1]) * 1024 if found else 0

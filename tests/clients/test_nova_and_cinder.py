@@ -29,7 +29,7 @@ SIGNED = {
 
 def image_with_data(library: Library, data: Path, name: str, **properties: Any) -> dict[str, Any]:
     image = library.images.create(
-        name=fresh(name), disk_format="qcow2", container_format="bare", visibility="private", **properties
+        name=fresh(name), disk_format="raw", container_format="bare", visibility="private", **properties
     )
     library.images.upload(image["id"], data)
     made: dict[str, Any] = library.images.get(image["id"])
@@ -55,7 +55,7 @@ def test_an_instance_is_booted_from_an_image_and_snapshotted(place: Place, libra
         "boot_roles": "member,reader",
     }  # fmt: skip
     made = library.images.create(
-        name=fresh("snapshot"), disk_format="qcow2", container_format="bare", visibility="private",
+        name=fresh("snapshot"), disk_format="raw", container_format="bare", visibility="private",
         min_ram=base["min_ram"], **inherited(place, base), **nova,
     )  # fmt: skip
     assert made["status"] == "queued"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import subprocess
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ MIB = 1 << 20
 SERVERS = ("account", "container", "object", "proxy")
 # Four interpreters that load much, on a busy machine.
 START_S = 90.0
-ASK_S = 10.0
+ASK_S = 60.0
 STOP_S = 10.0
 
 _COMMON = """[DEFAULT]
@@ -84,6 +85,42 @@ allow_async_delete = false
 [filter:dlo]
 use = egg:swift#dlo
 """
+# A second proxy before the same servers, whose users are Keystone's.
+_KEYSTONE_PROXY = """[pipeline:main]
+pipeline = catch_errors gatekeeper healthcheck proxy-logging authtoken keystoneauth copy slo dlo proxy-server
+[app:proxy-server]
+use = egg:swift#proxy
+account_autocreate = true
+[filter:catch_errors]
+use = egg:swift#catch_errors
+[filter:gatekeeper]
+use = egg:swift#gatekeeper
+[filter:healthcheck]
+use = egg:swift#healthcheck
+[filter:proxy-logging]
+use = egg:swift#proxy_logging
+[filter:authtoken]
+paste.filter_factory = keystonemiddleware.auth_token:filter_factory
+www_authenticate_uri = {auth_url}
+auth_url = {auth_url}
+auth_type = password
+username = {user_name}
+password = {password}
+project_name = {project}
+user_domain_name = Default
+project_domain_name = Default
+delay_auth_decision = true
+[filter:keystoneauth]
+use = egg:swift#keystoneauth
+operator_roles = admin
+reseller_prefix = KEY
+[filter:copy]
+use = egg:swift#copy
+[filter:slo]
+use = egg:swift#slo
+[filter:dlo]
+use = egg:swift#dlo
+"""
 
 
 class Swift:
@@ -92,6 +129,7 @@ class Swift:
     def __init__(self, directory: Path, token_life_s: int) -> None:
         self.directory = directory
         self.ports = dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True))
+        (self._keystone_port,) = free_ports(1)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._configure(token_life_s)
 
@@ -116,7 +154,7 @@ class Swift:
         for server in SERVERS:
             values: dict[str, Any] = {
                 "directory": self.directory, "port": self.ports[server], "server": server, "account": ACCOUNT,
-                "user": os.environ.get("USER", "root") if os.geteuid() else "root", "user_name": USER, "key": KEY,
+                "user": _user(), "user_name": USER, "key": KEY,
                 "reader": READER, "token_life_s": token_life_s,
                 "fernet_key": urlsafe_b64encode(os.urandom(32)).decode(),
             }  # fmt: skip
@@ -128,15 +166,33 @@ class Swift:
         if not servers:
             self._make_rings()
         for server in servers or SERVERS:
-            with (self.directory / f"{server}.log").open("ab") as log:
-                self._running[server] = subprocess.Popen(
-                    [
-                        setup.SWIFT.python, "-I", setup.SWIFT.command(f"swift-{server}-server"),
-                        self.directory / f"{server}.conf", "--verbose",
-                    ],
-                    env=environment.clean(os.environ), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                )  # fmt: skip
+            self._start(server, f"swift-{server}-server")
         assert processes.wait_until(self._answers, START_S), self.log()
+
+    def _start(self, server: str, program: str) -> None:
+        with (self.directory / f"{server}.log").open("ab") as log:
+            self._running[server] = subprocess.Popen(
+                [setup.SWIFT.python, "-I", setup.SWIFT.command(program), self.directory / f"{server}.conf"],
+                env=environment.clean(os.environ), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    @property
+    def keystone_url(self) -> str:
+        """Where the proxy for Keystone's users listens, once it runs: its accounts are KEY_ and a project's ID."""
+        return f"http://127.0.0.1:{self._keystone_port}"
+
+    def start_keystone_proxy(self, **values: str) -> None:
+        common = {"directory": self.directory, "port": self._keystone_port, "user": _user()}
+        (self.directory / "keystone.conf").write_text((_COMMON + _KEYSTONE_PROXY).format(**common, **values))
+        self._start("keystone", "swift-proxy-server")
+        assert processes.wait_until(lambda: self._is_healthy(self.keystone_url), START_S), self.log()
+
+    def _is_healthy(self, url: str) -> bool:
+        try:
+            with urlopen(f"{url}/healthcheck", timeout=ASK_S):
+                return True
+        except OSError:
+            return False
 
     def _make_rings(self) -> None:
         rings = [f"{server}={self.ports[server]}" for server in SERVERS if server != "proxy"]
@@ -196,6 +252,11 @@ class Swift:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _user() -> str:
+    """Swift's servers become this user; only root may become another one."""
+    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 def why_not() -> str | None:

@@ -110,10 +110,10 @@ async def test_an_import_to_two_stores_that_was_killed_between_them_ends_with_on
         await ams.drained()
         write = ams.gateway.data.write
 
-        async def held(key: str, body: AsyncIterator[bytes]) -> Stored:
+        async def held(key: str, body: AsyncIterator[bytes], size: int | None = None) -> Stored:
             begun.set()
             await goes_on.wait()
-            return await write(key, body)
+            return await write(key, body, size)
 
         ams.gateway.data.write = held  # type: ignore[method-assign]
         async with killed(tmp_path / "fra", registry=cluster) as (http, url):

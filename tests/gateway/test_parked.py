@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from raftreg.client import Client
 from tests.gateway.running import Zone, running, seed_block, until
 from tests.gateway.test_drainer import lose, parked
 from tests.registry import Registry, registry
+from zonegw import cli
 from zonegw.cli_control import ask
 
 
@@ -293,3 +295,43 @@ async def test_a_lost_session_parks_its_writes_some_at_a_time_while_requests_are
         assert (await client.get_image(images[20]["id"]))["name"] == "renamed again"
         assert (await client.get_image(images[0]["id"]))["name"] == "renamed, too"
         assert len((await client.list_images())["images"]) == 24
+
+
+async def test_operators_list_show_retry_and_discard_on_the_command_line(
+    cluster: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "fra"
+    image = await conflicting(cluster, directory)
+    settings = ["--config", str(directory / "zonegw.toml")]
+    async with running(directory, registry=cluster) as zone:
+        await zone.drained_but_parked()
+        first = str(places(zone)[0][0])
+
+        async def said(code: int, *arguments: str) -> str:
+            assert await asyncio.to_thread(cli.main, ["parked", *arguments, *settings]) == code
+            captured = capsys.readouterr()
+            return captured.err if code else captured.out
+
+        assert "conflict" in await said(0, "show", first)
+        assert "no write is parked as position 99" in await said(1, "discard", "99")
+        assert f"retried: 2 writes about image {image['id']}" in await said(0, "retry", first)
+        assert "in the background" in await said(0, "retry", "--all")
+        assert "--new-uuid goes with one position" in await said(2, "retry", "--all", "--new-uuid")
+        await zone.drained()
+    await conflicting_again(cluster, directory, image)
+    assert cli.main(["parked", "list", *settings]) == 0
+    assert "conflict" in capsys.readouterr().out
+    assert cli.main(["parked", "list", "--limit", "1", "--json", *settings]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["write"]["uuid"] == image["id"]
+    assert cli.main(["parked", "show", str(row["write"]["position"]), *settings]) == 1
+    assert "needs the running gateway" in capsys.readouterr().err
+
+
+async def conflicting_again(cluster: Registry, directory: Path, image: dict[str, Any]) -> None:
+    async with running(directory) as zone:
+        assert await zone.rename(image, "ours, once more") == 200
+    async with cluster.client() as client:
+        await client.update_image(image["id"], set={"name": "theirs, once more"}, force=True)
+    async with running(directory, registry=cluster) as zone:
+        await zone.drained_but_parked()

@@ -6,15 +6,25 @@ renamed, directory fsynced. What a crash leaves in `incoming` is removed at star
 
 import asyncio
 import errno
+import hashlib
+import logging
 import os
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zonegw.data_stores.interface import DEFAULT_STORE, Digests, Stored, gather, is_key
-from zonegw.errors import NotFound, StorageFull
+from zonegw.data_stores.interface import DEFAULT_STORE, Stored, is_key
+from zonegw.errors import DataUnavailable, NotFound, StorageFull
 from zonegw.store import free_bytes
+
+log = logging.getLogger(__name__)
+
+# Of one batch; a single call writes no more than 1024.
+PIECES_MAX = 256
 
 
 class FilesystemStore:
@@ -23,14 +33,16 @@ class FilesystemStore:
     kind = "file"
 
     def __init__(
-        self, directory: Path, *, max_bytes: int, disk_reserve_bytes: int, chunk_bytes: int, name: str = DEFAULT_STORE
-    ) -> None:
+        self, directory: Path, *, max_bytes: int, disk_reserve_bytes: int, chunk_bytes: int, batches_max: int = 4,
+        name: str = DEFAULT_STORE,
+    ) -> None:  # fmt: skip
         self.name = name
         self.directory = directory
         self._incoming = directory / "incoming"
         self._max_bytes = max_bytes
         self._disk_reserve_bytes = disk_reserve_bytes
         self._chunk_bytes = chunk_bytes
+        self._batches_max = batches_max
         self._incoming.mkdir(parents=True, exist_ok=True)
         for leftover in self._incoming.iterdir():
             leftover.unlink()
@@ -64,23 +76,39 @@ class FilesystemStore:
             os.close(handle)
 
     async def write(self, key: str, body: AsyncIterator[bytes], size: int | None = None) -> Stored:
-        """Store what `body` yields under `key`; whatever ends it early leaves nothing behind. Raises StorageFull."""
-        writer = _Writer(self._incoming / key, self.path(key))
+        """Store what `body` yields under `key`; whatever ends it early leaves nothing behind. Raises StorageFull,
+        DataUnavailable."""
+        self._check_room(size or 0)
+        with self._told():
+            writer = _Writer(self._incoming / key, self.path(key), self._batches_max)
         taken = 0
         try:
-            async for chunk in gather(body, self._chunk_bytes):
-                self._check_room(len(chunk))
-                taken += len(chunk)
-                self.used_bytes += len(chunk)
-                await asyncio.to_thread(writer.write, chunk)
-            await asyncio.to_thread(writer.finish)
-        except BaseException as error:
+            async for batch in batches(body, self._chunk_bytes):
+                held = sum(map(len, batch))
+                self._check_room(held)
+                taken += held
+                self.used_bytes += held
+                with self._told():
+                    await writer.take(batch)
+            with self._told():
+                await writer.finish()
+        except BaseException:
             self.used_bytes -= taken
-            await asyncio.shield(asyncio.to_thread(writer.discard))
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFull("the data store's disk is full; nothing was kept of this upload") from error
+            await asyncio.shield(writer.discard())
             raise
-        return writer.digests.stored(key, self.name)
+        return Stored(key, taken, writer.md5.hexdigest(), writer.sha512.hexdigest(), self.name)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the client is told of a disk that fails."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StorageFull("the data store's disk is full; nothing was kept of this upload") from error
+            log.error("an upload could not be brought to the disk of store %s: %s", self.name, error)
+            said = f"the disk of data store {self.name} failed, nothing was kept of this upload; the log says how"
+            raise DataUnavailable(said) from error
 
     def _check_room(self, size: int) -> None:
         if self.used_bytes + size > self._max_bytes:
@@ -104,45 +132,73 @@ class FilesystemStore:
 
 
 class _Writer:
-    """A temporary file and the digests of what went into it; called from worker threads, one call at a time."""
+    """A temporary file and the digests of what goes into it.
 
-    def __init__(self, path: Path, target: Path) -> None:
+    Each digest and the file have a thread of their own, in which batches are taken one after the other: digests cost as
+    much as the disk, so they must not wait for it, nor for each other. What is on its way to them is bounded.
+    """
+
+    def __init__(self, path: Path, target: Path, batches_max: int) -> None:
         self._path = path
         self._target = target
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - lives as long as the upload
-        # A cancelled upload discards while the last call may still run in its thread.
-        self._lock = threading.Lock()
-        self._discarded = False
-        self.digests = Digests()
+        self._batches_max = batches_max
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self.md5 = hashlib.md5(usedforsecurity=False)
+        self.sha512 = hashlib.sha512()
+        self._disk, *digesting = (ThreadPoolExecutor(1, "image data") for _ in range(3))
+        self._lanes: list[tuple[ThreadPoolExecutor, Callable[[list[bytes]], None]]] = [(self._disk, self._write)]
+        self._lanes += zip(digesting, (partial(_digest, self.md5), partial(_digest, self.sha512)), strict=True)
+        self._under_way: deque[asyncio.Future[Any]] = deque()
 
-    def write(self, chunk: bytes) -> None:
-        with self._lock:
-            if self._discarded:
-                return
-            view = memoryview(chunk)
-            while view:
-                view = view[self._file.write(view) :]
-            self.digests.add(chunk)
+    async def take(self, batch: list[bytes]) -> None:
+        """Give a batch to all three; waits for an earlier one where too many are under way. Raises what that met."""
+        if len(self._under_way) >= self._batches_max:
+            await self._under_way.popleft()
+        loop = asyncio.get_running_loop()
+        self._under_way.append(asyncio.gather(*(loop.run_in_executor(lane, work, batch) for lane, work in self._lanes)))
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         """Make the bytes durable, then give them their name, then make the name durable."""
-        with self._lock:
-            if self._discarded:
-                return
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._target.parent.mkdir(exist_ok=True)
-            self._path.rename(self._target)
-            fsync_directory(self._target.parent)
-            # Always: whoever made the directory may not have come to this, and a clean one costs next to nothing.
-            fsync_directory(self._target.parent.parent)
+        while self._under_way:
+            await self._under_way.popleft()
+        await asyncio.get_running_loop().run_in_executor(self._disk, self._publish)
+        self._end()
 
-    def discard(self) -> None:
-        with self._lock:
-            self._discarded = True
-            self._file.close()
-            for path in (self._path, self._target):
-                path.unlink(missing_ok=True)
+    def _write(self, batch: list[bytes]) -> None:
+        written = os.writev(self._handle, batch)
+        rest = memoryview(b"".join(batch))[written:] if written < sum(map(len, batch)) else memoryview(b"")
+        while rest:
+            rest = rest[os.write(self._handle, rest) :]
+
+    def _publish(self) -> None:
+        os.fsync(self._handle)
+        self._target.parent.mkdir(exist_ok=True)
+        self._path.rename(self._target)
+        fsync_directory(self._target.parent)
+        # Always: whoever made the directory may not have come to this, and a clean one costs next to nothing.
+        fsync_directory(self._target.parent.parent)
+
+    async def discard(self) -> None:
+        """Leave nothing; behind what the file's thread is at, for that would otherwise write to another's file."""
+        for batch in self._under_way:
+            batch.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await asyncio.get_running_loop().run_in_executor(self._disk, self._remove)
+        self._end()
+
+    def _remove(self) -> None:
+        for path in (self._path, self._target):
+            path.unlink(missing_ok=True)
+
+    def _end(self) -> None:
+        for lane, _ in self._lanes:
+            lane.shutdown(wait=False)
+        os.close(self._handle)
+
+
+def _digest(digest: "hashlib._Hash", batch: list[bytes]) -> None:
+    for piece in batch:
+        digest.update(piece)
 
 
 def fsync_directory(path: Path) -> None:
@@ -161,3 +217,17 @@ def _remove(path: Path) -> int:
         return 0
     fsync_directory(path.parent)
     return size
+
+
+async def batches(body: AsyncIterator[bytes], size: int) -> AsyncIterator[list[bytes]]:
+    """Pieces, uncopied, of about `size` together: few trips to the worker threads, bounded memory."""
+    held: list[bytes] = []
+    total = 0
+    async for piece in body:
+        held.append(piece)
+        total += len(piece)
+        if total >= size or len(held) >= PIECES_MAX:
+            yield held
+            held, total = [], 0
+    if held:
+        yield held

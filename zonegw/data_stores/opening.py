@@ -13,7 +13,8 @@ def opened(config: StoreConfig, limits: Limits) -> DataStore:
     if isinstance(config, FilesystemConfig):
         return FilesystemStore(
             config.directory, max_bytes=config.max_bytes or limits.data_store_max_bytes,
-            disk_reserve_bytes=limits.disk_reserve_bytes, chunk_bytes=limits.data_chunk_bytes, name=config.name,
+            disk_reserve_bytes=limits.disk_reserve_bytes, chunk_bytes=limits.data_chunk_bytes,
+            batches_max=limits.data_batches_max, name=config.name,
         )  # fmt: skip
     if isinstance(config, SwiftConfig):
         return SwiftStore(config, limits)

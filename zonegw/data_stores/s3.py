@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
 
 from zonegw.config import Limits
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # How servers name "no room": AWS has none, others follow Swift, Ceph and MinIO.
-FULL = re.compile(r" (?:413|507) |<Code>(?:EntityTooLarge|QuotaExceeded|\w*StorageFull|InsufficientStorage)</Code>")
+FULL = re.compile(r"<Code>(?:EntityTooLarge|QuotaExceeded|\w*StorageFull|InsufficientStorage)</Code>")
+# Which class of exception it is depends on the call; the answer's status stands in the text of each.
+STATUS = re.compile(r"status code: (\d{3})")
 # A stream lasts as long as its reader takes; what stands still is ended by the time between two reads.
 STREAM_MAX = "7days"
 
@@ -157,17 +159,19 @@ class S3Store:
         """What obstore raises, in the words of this gateway."""
         try:
             yield
-        except (BaseError, OSError) as error:
+        except (BaseError, OSError, ValueError) as error:
             raise self._refusal(error) from error
 
     def _refusal(self, error: Exception) -> GatewayError:
-        said = _brief(str(error))
-        if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+        text = str(error)
+        said, told = _brief(text), STATUS.search(text)
+        status = told[1] if told else ""
+        if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text:
             return NotFound("the image's data are gone")
         log.warning("store %s: %s", self.name, said)
-        if FULL.search(str(error)):
+        if status in ("413", "507") or FULL.search(text):
             return StorageFull(f"store {self.name} is full or over its quota; nothing was kept of this upload: {said}")
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
+        if status in ("401", "403"):
             log.error(
                 "store %s refuses this gateway: look at access_key, secret_key_file and the bucket's rights", self.name
             )

@@ -40,7 +40,12 @@ class UnfinishedUploads:
         document = await self._ask("GET", "", {"prefix": key, "uploads": ""})
         if not document:
             return []
-        uploads = ElementTree.fromstring(document).iterfind("{*}Upload")
+        try:
+            uploads = ElementTree.fromstring(document).iterfind("{*}Upload")
+        except ElementTree.ParseError as error:
+            raise DataUnavailable(
+                f"store {self._config.name} lists its uploads in words of its own: {error}"
+            ) from error
         return [row.findtext("{*}UploadId", "") for row in uploads if row.findtext("{*}Key") == key]
 
     async def _ask(self, method: str, key: str, query: Mapping[str, str]) -> bytes:
@@ -52,7 +57,7 @@ class UnfinishedUploads:
         url = URL(f"{base.scheme}://{base.netloc}{path}?{text}", encoded=True)
         try:
             async with self._http().request(method, url, headers=headers) as answer:
-                body = await answer.content.read(self._limits.json_body_max_bytes)
+                body = await answer.read()  # about one key: a few lines
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise DataUnavailable(f"store {config.name} can't be reached: {error or type(error).__name__}") from error
         if answer.status in NONE_THERE:

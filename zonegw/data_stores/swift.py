@@ -47,7 +47,7 @@ class SwiftStore:
             whole = _Pieces(pieces, size)
             if size is not None and size <= self._limits.swift_segment_bytes:
                 await self._put(self._container, key, whole, size)
-                whole.check_end()
+                await whole.check_end()
             else:
                 await self._put_segments(key, whole, size)
         return digests.stored(key, self.name)
@@ -80,7 +80,7 @@ class SwiftStore:
             rows.append(
                 await self._put(self._segments, _segment(key, len(rows)), pieces, self._limits.swift_segment_bytes)
             )
-        pieces.check_end()
+        await pieces.check_end()
         manifest, params = json.dumps(rows).encode(), {"multipart-manifest": "put"}
         headers = {"Content-Type": "application/octet-stream"}
         async with self._swift.ask("PUT", f"{self._container}/{key}", params=params, headers=headers, data=manifest):
@@ -96,6 +96,8 @@ class SwiftStore:
 
     async def size(self, key: str) -> int | None:
         async with self._swift.ask("HEAD", f"{self._container}/{key}", also=(404,)) as answer:
+            if answer.status != 404 and answer.content_length is None:
+                raise DataUnavailable(f"store {self.name} does not tell the size of what it has")
             return None if answer.status == 404 else answer.content_length
 
     def read(self, key: str, start: int, end: int) -> AsyncGenerator[bytes]:
@@ -185,7 +187,7 @@ class _Pieces:
             self._taken += len(piece)
             yield piece
         if wanted:
-            self.check_end()
+            await self.check_end()
 
     async def more(self) -> bool:
         """Whether bytes are left."""
@@ -198,7 +200,9 @@ class _Pieces:
             raise BadRequest(f"Size mismatch: {self._size} bytes were announced, more came; nothing was kept of them")
         return True
 
-    def check_end(self) -> None:
+    async def check_end(self) -> None:
+        """Raises BadRequest unless the stream ends here, with the size that was announced."""
+        await self.more()
         if self._size not in (None, self._taken):
             raise BadRequest(
                 f"Size mismatch: {self._size} bytes were announced, {self._taken} came; nothing was kept of them"

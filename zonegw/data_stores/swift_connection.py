@@ -8,8 +8,8 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
@@ -96,43 +96,67 @@ class SwiftConnection:
         try:
             answer = await self._tried(method, path, options, body, attempts or self._limits.store_attempts_max)
             async with answer:
-                if answer.status not in FINE and answer.status not in also:
-                    raise await self._refusal(answer, f"{method} {path}")
-                yield answer
+                with self._understood(), self._reached():
+                    if answer.status not in FINE and answer.status not in also:
+                        raise await self._refusal(answer, f"{method} {path}")
+                    yield answer
         finally:
             if body is not None:
                 await body.left_alone()
 
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """What listens there need not be a Swift, or a Keystone."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError) as error:
+            raise DataUnavailable(f"store {self._name} answered what is not understood: {error!r:.200}") from error
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """An answer may break off."""
+        try:
+            yield
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise self._away(error) from error
+
     async def _tried(
         self, method: str, path: str, options: dict[str, Any], body: Body | None, attempts: int
     ) -> aiohttp.ClientResponse:
-        renewed = False
         while True:
             attempts -= 1
-            may_go_on = attempts > 0
             try:
-                answer = await self._once(method, path, options, body)
+                answer = await self._renewing(method, path, options, body)
+                if answer.status not in PASSING or attempts == 0 or _is_begun(body):
+                    return answer
+                answer.close()
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 if body is not None and body.problem is not None:
                     raise body.problem from None
-                if not may_go_on or isinstance(error, PermissionError) or (body is not None and body.begun):
+                if attempts == 0 or isinstance(error, PermissionError) or _is_begun(body):
                     raise self._away(error) from error
-            else:
-                if body is not None and body.begun:
-                    return answer
-                if answer.status == 401 and not renewed and self._access is not None:
-                    self._until, renewed, attempts = 0.0, True, attempts + 1
-                    answer.close()
-                    continue
-                if answer.status not in PASSING or not may_go_on:
-                    return answer
-                answer.close()
             await asyncio.sleep(self._limits.store_retry_delay_s)
+
+    async def _renewing(
+        self, method: str, path: str, options: dict[str, Any], body: Body | None
+    ) -> aiohttp.ClientResponse:
+        """One try, and another one with a new token where the one on hand was refused."""
+        before = self._access
+        answer = await self._once(method, path, options, body)
+        if answer.status != 401 or before is None or _is_begun(body):
+            return answer
+        answer.close()
+        if self._access is before:
+            self._access = None
+        return await self._once(method, path, options, body)
 
     async def _once(self, method: str, path: str, options: dict[str, Any], body: Body | None) -> aiohttp.ClientResponse:
         access = await self._logged_in()
         if access.token is not None:
             options["headers"]["X-Auth-Token"] = access.token
+        if method == "PUT":
+            # The answer comes when the bytes are on all their disks, or every segment was looked at.
+            options["timeout"] = self._timeout(self._limits.store_put_wait_max_s)
         url = f"{access.url}/{path}"
         if body is None:
             return await self._http().request(method, url, **options)
@@ -151,7 +175,8 @@ class SwiftConnection:
 
     async def _log_in(self) -> Access:
         try:
-            access = await self._login(self._http())
+            with self._understood():
+                access = await self._login(self._http())
         except PermissionError as error:
             if not self._complained:
                 log.error(
@@ -188,14 +213,18 @@ class SwiftConnection:
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
-            limits = self._limits
-            timeout = aiohttp.ClientTimeout(
-                total=None, sock_connect=limits.store_connect_max_s, sock_read=limits.store_idle_max_s
-            )
+            timeout = self._timeout(self._limits.store_idle_max_s)
             connector = aiohttp.TCPConnector(limit=0, ssl=self._ssl)
             self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False)
         return self._session
 
+    def _timeout(self, read_s: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(total=None, sock_connect=self._limits.store_connect_max_s, sock_read=read_s)
+
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+def _is_begun(body: Body | None) -> bool:
+    return body is not None and body.begun

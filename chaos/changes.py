@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# A run makes a registry of its own; only a restore begins another epoch.
+FIRST_EPOCH = 1
+
 
 def change_of(message: dict[str, Any]) -> dict[str, Any]:
     """A change of an image, or the word that one has left a filter."""

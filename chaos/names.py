@@ -13,11 +13,13 @@ class UnknownName(ValueError):
 
 
 def chosen(what: str, known: Mapping[str, T], names: Iterable[str]) -> list[T]:
-    """The named ones in the order of `known`, each once; all of them for no names. A name stands for all that begin
-    with it and a dash, too. Raises UnknownName."""
+    """The named ones in the order of `known`, each once; all of them for no names.
+
+    A name that is nobody's stands for all that begin with it and a dash. Raises UnknownName.
+    """
     wanted: set[str] = set()
     for name in names:
-        matching = {one for one in known if one == name or one.startswith(f"{name}-")}
+        matching = {name} & known.keys() or {one for one in known if one.startswith(f"{name}-")}
         if not matching:
             raise UnknownName(f"there is no {what} {name!r}; there are: {', '.join(known)}")
         wanted |= matching

@@ -75,7 +75,10 @@ async def run(plan: Plan, now: Now = lambda what, done_s: None) -> Ran:
         plan.directory / "cluster",
         plan.shape,
         gateway_limits=limits,
-        peer_limits={"log_keep_entries": config.LOG_KEEP_ENTRIES},
+        peer_limits={
+            "log_keep_entries": config.LOG_KEEP_ENTRIES,
+            "changes_keep_full_rows": config.CHANGES_KEEP_FULL_ROWS,
+        },
     )
     now("starting the cluster", 0.0)
     await asyncio.to_thread(cluster.start)

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 from chaos import config
 from chaos.workloads.workload import Site, Workload
-from ops.dev.backup_job import BackupJob, ImagesApi
+from ops.dev.backup_job import LATER, BackupJob, ImagesApi
 
 CLIENTS_PER_ZONE = 2
+# A disk that is full now has room again when its fault is healed.
+AGAIN = (*LATER, 507)
 
 
 class Backup(Workload):
@@ -23,7 +25,7 @@ class Backup(Workload):
         async with ImagesApi(site.cluster.zones[site.cluster.zone_of(gateway)]) as api, asyncio.TaskGroup() as tasks:
             seed = site.chance(f"backup-{number}").getrandbits(32)
             count = config.IMAGES_WITH_DATA_MAX
-            job = BackupJob(api, gateway, site.history, count=count, seed=seed, clients=CLIENTS_PER_ZONE)
+            job = BackupJob(api, gateway, site.history, count=count, seed=seed, clients=CLIENTS_PER_ZONE, later=AGAIN)
             running = tasks.create_task(job.run())
             for begun in range(1, count + 1):
                 await job.allow(begun)

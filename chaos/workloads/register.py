@@ -10,13 +10,12 @@ import random
 from collections.abc import Coroutine, Sequence
 from typing import Any, ClassVar
 
+from chaos.changes import FIRST_EPOCH
 from chaos.workloads.recording import RegistryClient, Values, client_anywhere, client_at
 from chaos.workloads.workload import Site, Workload, new_uuid
 from raftreg.client import Client
 
 REGISTERS, FREE_CLIENTS = 2, 2
-# A run makes a registry of its own; a restore, after which there is another one, spoils this workload.
-FIRST_EPOCH = 1
 
 
 class Register(Workload):

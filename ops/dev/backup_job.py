@@ -9,7 +9,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import aiohttp
@@ -26,6 +26,8 @@ REQUEST_TIMEOUT_S = 15.0
 BACKUP_TIMEOUT_S = 60.0
 RETRY_PAUSE_S = 0.2
 LIST_PAGE = 1000
+# Answers after which a backup is tried again.
+LATER = (429, 502, 503, 504)
 
 
 class BackupError(Exception):
@@ -90,10 +92,11 @@ class BackupJob:
     """`count` backups by concurrent clients. `allow` says how far it may go, so that faults come when they should."""
 
     def __init__(
-        self, api: ImagesApi, gateway: str, history: History, *, count: int, seed: int, clients: int = CLIENTS
-    ) -> None:
+        self, api: ImagesApi, gateway: str, history: History, *, count: int, seed: int, clients: int = CLIENTS,
+        later: Collection[int] = LATER,
+    ) -> None:  # fmt: skip
         self._api, self._gateway, self._history, self._seed = api, gateway, history, seed
-        self.count, self._clients = count, clients
+        self.count, self._clients, self._later = count, clients, later
         self.done = 0
         self.longest_pause_s = 0.0
         self.uuids: list[str] = []
@@ -200,7 +203,7 @@ class BackupJob:
                     if done := await self._done_before(path, one):
                         return done
                     status = 503
-                if status not in (429, 502, 503, 504):
+                if status not in self._later:
                     raise BackupError(f"{method} {self._api.zone.url}{path} gave {status}: {answer[:300]!r}")
                 unanswered |= status == 504
             # The job's own pace; it waits for nothing that could be told in another way.

@@ -148,14 +148,16 @@ class Client(FeedRequests):
         return await self.request("PUT", _path("zones", zone, "gateways", gateway), body={"endpoint": endpoint})
 
     async def heartbeat(self, zone: str, gateway: str, *, level: int = 1, deadline_s: float | None = None) -> Document:
-        """Renew the zone's lease; the answer's `lease_s` is the term, its `level` the feature level in force.
+        """Renew the zone's lease; the answer's `lease_s` is the term, its `level` the feature level in force, `state`
+        what the registry had applied: {"epoch", "revision", "staleness_s"}, or None of a peer that can't tell its age.
 
         `level` is the highest that the gateway supports. Raises GatewayTooOld when the registry is above that.
         """
-        body = {"gateway": gateway, "level": level}
-        return await self.request(
-            "POST", _path("zones", zone, "heartbeat"), body=body, safe=True, deadline_s=deadline_s
+        body, answered = {"gateway": gateway, "level": level}, dict[str, str]()
+        document = await self.request(
+            "POST", _path("zones", zone, "heartbeat"), body=body, safe=True, deadline_s=deadline_s, answered=answered
         )
+        return document | {"state": _state(answered)}
 
     async def projects(self, *, after: str | None = None, limit: int | None = None) -> Document:
         """A page of projects that own images or have a quota: {"projects", "next"}."""
@@ -340,6 +342,15 @@ def _path(*parts: int | str) -> str:
         if part in ("", ".", ".."):
             raise errors.BadRequest(f"{part!r} is no name")
     return "/".join(quote(str(part), safe="") for part in parts)
+
+
+def _state(answered: Mapping[str, str]) -> Document | None:
+    """Which state of the registry an answer is from, by its headers."""
+    staleness = answered.get(wire.HEADER_STALENESS)
+    if staleness is None:
+        return None
+    epoch, revision = int(answered[wire.HEADER_EPOCH]), int(answered[wire.HEADER_REVISION])
+    return {"epoch": epoch, "revision": revision, "staleness_s": float(staleness)}
 
 
 def _image(ref: Ref) -> tuple[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ import secrets
 import ssl as tls
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -63,6 +63,8 @@ class Attempt:
     params: Sequence[tuple[str, str]] | None
     data: bytes | None
     headers: dict[str, str]
+    # Gets the headers of the answer.
+    answered: dict[str, str] = field(default_factory=dict)
     sent: bool = False
     silent: bool = False
 
@@ -120,12 +122,14 @@ class Requests:
         safe: bool | None = None,
         headers: Mapping[str, str] | None = None,
         near: bool | None = None,
+        answered: dict[str, str] | None = None,
     ) -> Document:
         """One request to whichever endpoint answers; `path` is relative to the API's prefix unless it starts with it.
 
         `safe` says that it may be sent again when its outcome is not known; by default reads, PUTs and what has a
         `key`. A DELETE without key gets one. `near` sends it to the nearest endpoint instead of the leader; by default
-        reads which need not be linearizable. Raises errors of `raftreg.errors`.
+        reads which need not be linearizable. `answered` gets the headers of the answer. Raises errors of
+        `raftreg.errors`.
         """
         if method == "DELETE" and key is None:
             key = new_key()
@@ -135,6 +139,7 @@ class Requests:
             query_of(params),
             None if body is None else wire.pack(body),
             {**self.headers, **(headers or {})},
+            {} if answered is None else answered,
         )
         if body is not None:
             attempt.headers["Content-Type"] = wire.MSGPACK
@@ -247,6 +252,7 @@ class Requests:
             self.endpoints.prefer(answer.headers.get(wire.HEADER_LEADER))
             data = await answer.read()
             if answer.status < 400:
+                attempt.answered.update(answer.headers)
                 return _decoded(data, answer, attempt)
             error = error_of(answer, data)
             attempt.sent = not error.definite

@@ -103,6 +103,8 @@ class Limits:
     # Projects of a tenant set: no more are named to the registry in one request, whose first line they must fit.
     tenants_max: int = 128
     tenants_query_max_bytes: int = 7 * KIB
+    # What the registry said of its state that the catalogue has yet to catch up with: two minutes of heartbeats.
+    confirmations_max: int = 256
     zones_refresh_s: float = 30
     # How long a client that has seen a newer revision elsewhere waits for this catalogue to reach it.
     revision_wait_max_s: float = 2

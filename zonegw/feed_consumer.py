@@ -1,11 +1,13 @@
 """Feed consumer: keeps the catalogue a copy of the registry's metadata, and knows how old that copy is.
 
-Staleness is what the source said about itself plus the monotonic time that passed here since; no wall clock takes part.
+Staleness is counted from the question whose answer the catalogue has caught up with, on the monotonic clock, plus what
+the registry said of its own: an answer that was long on its way makes it too high, never too low.
 """
 
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Protocol
@@ -41,7 +43,8 @@ class FeedConsumer:
         self._tenants = tenants
         self._on_deleted = on_deleted
         self._clock = clock
-        self._fresh: tuple[float, float] | None = None
+        self._complete_to: float | None = None
+        self._confirmations: deque[tuple[Position, float]] = deque()
         self._resync = False
         self.current = False
         self.last_error: str | None = None
@@ -60,11 +63,25 @@ class FeedConsumer:
         self.may_enter: Callable[[int], bool] = lambda _epoch: True
 
     def staleness_s(self) -> float | None:
-        """Age of the catalogue in seconds; None when no source has said yet."""
-        if self._fresh is None:
-            return None
-        staleness, at = self._fresh
-        return staleness + self._clock() - at
+        """Age of the catalogue in seconds, or more than that; None when no source has said yet."""
+        return None if self._complete_to is None else self._clock() - self._complete_to
+
+    def confirm(self, position: Position, complete_to: float) -> None:
+        """The registry had everything up to the monotonic time `complete_to` when it was at `position`; so has the
+        catalogue once it is there. Told by answers, whose question is older than what they say: what the feed says may
+        have been on its way for any time."""
+        if len(self._confirmations) < self._limits.confirmations_max:
+            self._confirmations.append((position, complete_to))
+        self._settle_confirmations()
+
+    def _settle_confirmations(self) -> None:
+        if not self._confirmations:
+            return
+        position = self._catalogue.position(self._store.read()) or (0, 0)
+        while self._confirmations and self._confirmations[0][0] <= position:
+            _, complete_to = self._confirmations.popleft()
+            self._complete_to = max(complete_to, self._complete_to or complete_to)
+            self._wake_waiting()
 
     async def reached(self, position: Position) -> None:
         """Wait until the catalogue contains everything up to `position`."""
@@ -77,12 +94,13 @@ class FeedConsumer:
         asked = self._clock()
         try:
             async with asyncio.timeout(self._limits.feed_silence_max_s):
-                while self._fresh is None or self._fresh[1] - self._fresh[0] < asked:
+                while self._complete_to is None or self._complete_to < asked:
                     await self._moved.wait()
         except TimeoutError:
             raise Degraded("what the registry has can't be known while it is away: try again when it is back") from None
 
     def _wake_waiting(self) -> None:
+        """The catalogue has moved, or is known to be newer."""
         self._moved.set()
         self._moved = asyncio.Event()
 
@@ -155,6 +173,7 @@ class FeedConsumer:
                 self._catalogue.advance(txn, message["position"])
                 self._drop_outside(txn, message)
             self._wake_waiting()
+            self._settle_confirmations()
             if message.get("kind") == "zone":
                 self.on_zone_changed()
             if deleted is not None:
@@ -182,10 +201,6 @@ class FeedConsumer:
             self.on_unseen(txn, image)
 
     def _heard(self, message: dict[str, Any]) -> None:
-        staleness = message.get("staleness_s")
-        if staleness is not None:
-            self._fresh = (staleness, self._clock())
-            self._wake_waiting()
         self.last_error = None
         if not self.current:
             self.current = True
@@ -217,6 +232,7 @@ class FeedConsumer:
             self._tenants.done(txn)
         await self._store.durable()
         self._wake_waiting()
+        self._settle_confirmations()
         self.on_bootstrapped()
         log.info("bootstrapped up to %s", start)
 

@@ -47,6 +47,8 @@ class Uplink:
         self.last_error: str | None = "the registry was not reached yet"
         self.down_since = time.time()
         self.on_change: list[Callable[[bool], None]] = []
+        # Gets a position of the registry, and a monotonic time up to which that surely contains everything.
+        self.on_confirmed: Callable[[tuple[int, int], float], None] = lambda position, complete_to: None
 
     @property
     def up(self) -> bool:
@@ -80,7 +82,10 @@ class Uplink:
                 await self._client.register_zone(zone)
                 await self._client.register_gateway(zone, gateway, self._config.advertise or "")
                 self._registered = True
-            await self._client.heartbeat(zone, gateway, level=FEATURE_LEVEL, deadline_s=deadline_s)
+            asked = time.monotonic()
+            answer = await self._client.heartbeat(zone, gateway, level=FEATURE_LEVEL, deadline_s=deadline_s)
+            if (state := answer["state"]) is not None:
+                self.on_confirmed((state["epoch"], state["revision"]), asked - state["staleness_s"])
 
     def _settle(self, error: str | None) -> None:
         was = self.up

@@ -230,6 +230,15 @@ def test_what_a_gateway_parked_is_neither_lost_nor_a_phantom(change_of: str) -> 
     assert failing(judge(story.operations, found)) == {}
 
 
+def test_an_own_write_that_was_parked_may_be_unseen_but_its_image_may_not() -> None:
+    story, found = good()
+    at_gateway(story, "get", uuid="img", answered={"found": True, "attributes": {"name": "older"}})
+    found.parked = ["img"]
+    assert failing(judge(story.operations, found)) == {}
+    at_gateway(story, "get", uuid="img", answered={"found": False})
+    assert OWN in failing(judge(story.operations, found))
+
+
 def test_a_request_to_a_gateway_that_was_killed_while_it_was_cut_off_proves_nothing() -> None:
     story, found = good()
     story.add("fault", by="faults", at=19.0, took=3.0, down=["ams-1"])

@@ -31,7 +31,7 @@ ZONE_LATENCY_MS = 150
 class Defective(ClusterUnderTest):
     """A cluster whose peers, observers and gateways all have one defect."""
 
-    def __init__(self, base: Path, shape: Shape = Shape(), *, defect: str, **options: Any) -> None:
+    def __init__(self, base: Path, shape: Shape, *, defect: str, **options: Any) -> None:
         super().__init__(base, shape, **options)
         self._defect = defect
 

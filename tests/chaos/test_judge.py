@@ -41,8 +41,8 @@ def good() -> Run:
     at_gateway(story, "get", uuid="img", answered={"found": True, "attributes": {"name": "c"}, "revision": "1.2"})
     at_gateway(story, "download", uuid="img", answered={"sha512": HASH})
     story.add("write", uuid="hot", value="x", answered={"version": 1}).read(1, "x", uuid="hot")
-    at_gateway(story, "share", uuid="img", tenant="spy", at=40.0)
-    at_gateway(story, "spy", uuid="img", tenant="spy", at=42.0, answered={"found": True})
+    at_gateway(story, "share", uuid="img", tenant="spy")
+    at_gateway(story, "spy", uuid="img", tenant="spy", answered={"found": True})
     story.add(
         "feed", consumer="c", after="1.0", answered={"until": "1.2", "changes": [change(1, "reg"), change(2, "reg", 2)]}
     )

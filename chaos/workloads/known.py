@@ -13,11 +13,13 @@ from chaos.workloads.ids import Ids
 from chaos.workloads.image_set import ImageSet
 from chaos.workloads.life import Life
 from chaos.workloads.register import Register
+from chaos.workloads.registry_images import RegistryImages
 from chaos.workloads.sharing import Sharing
 from chaos.workloads.workload import Workload
 
 WORKLOADS: dict[str, type[Workload]] = {
-    workload.name: workload for workload in (Register, ImageSet, Ids, Life, Conflict, Sharing, Feed, Data, Backup)
+    workload.name: workload
+    for workload in (Register, RegistryImages, ImageSet, Ids, Life, Conflict, Sharing, Feed, Data, Backup)
 }
 
 

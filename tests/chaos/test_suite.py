@@ -130,7 +130,9 @@ def test_a_fault_heals_what_it_broke(cluster: ClusterUnderTest, kind: type[Fault
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "names", [("register", "ids", "feed", "set"), ("life", "conflict", "sharing", "data", "backup")], ids="+".join
+    "names",
+    [("register", "images", "ids", "feed", "set"), ("life", "conflict", "sharing", "data", "backup")],
+    ids="+".join,
 )
 def test_every_basic_fault_once_leaves_all_promises_kept(tmp_path: Path, names: tuple[str, ...]) -> None:
     seed = int(os.environ.get("SEED", "0")) or int.from_bytes(os.urandom(4))

@@ -27,7 +27,7 @@ from chaos.verdict import PASS, overall
 from chaos.workloads.known import WORKLOADS, workloads
 
 TOGETHER, ALONE = ("kill", "pause", "latency"), ("wiped-disk", "restart-all")
-BASIC = ["kill", "pause", "partition-leader", "partition-zone", "latency"]
+BASIC = ["kill", "pause", "partition-leader", "partition-zone", "latency-peer"]
 GROUPS = (("register", "images", "ids", "feed", "set"), ("life", "conflict", "sharing", "data", "backup"))
 SOON_S = 60.0
 

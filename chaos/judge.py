@@ -67,7 +67,7 @@ def judge(operations: Sequence[Operation], evidence: Evidence) -> list[Check]:
         _linearizable("IDs are allocated in order", once, models.IdAllocation(), _allocation, promise="P3"),
         *_final(final),
         judge_retries(operations),
-        judge_own_writes(lives),
+        judge_own_writes(lives, evidence.parked),
         judge_monotonic(operations),
         judge_privacy(lives),
         judge_cut_off(operations),

@@ -67,11 +67,16 @@ Now = Callable[[str, float], None]
 """Told what goes on, and how many seconds of the run's time are over."""
 
 
-async def run(plan: Plan, now: Now = lambda what, done_s: None) -> Ran:
-    """The whole run, bounded in time. Raises ClusterError if the cluster can't start, or be read in the end."""
+async def run(
+    plan: Plan, now: Now = lambda what, done_s: None, *, made_by: Callable[..., ClusterUnderTest] = ClusterUnderTest
+) -> Ran:
+    """The whole run, bounded in time. Raises ClusterError if the cluster can't start, or be read in the end.
+
+    `made_by`: makes the cluster; tests of the suite give it one with a defect, which the run must find.
+    """
     plan.directory.mkdir(parents=True)
     limits = {"id_block_min": config.ID_BLOCK, "runway_h": config.ID_RUNWAY_H}
-    cluster = ClusterUnderTest(
+    cluster = made_by(
         plan.directory / "cluster",
         plan.shape,
         gateway_limits=limits,

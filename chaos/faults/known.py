@@ -11,14 +11,14 @@ from chaos.faults.operations import BackupUnderLoad, Stop, Transfer
 from chaos.faults.partition import LeaderAlone, MajorityRing, OneWay, ZoneAlone, ZoneFromPeer
 from chaos.faults.pause import Pause
 from chaos.faults.rebuilds import Restore, VoterChange
-from chaos.faults.slow_links import Bandwidth, Flapping, Latency
+from chaos.faults.slow_links import Bandwidth, FarPeer, FarZone, Flapping
 from chaos.faults.stores import CorruptedFile, RolledBackDisk, WipedDisk
 from chaos.names import chosen
 
 _ALL: tuple[type[Fault], ...] = (
-    Kill, Pause, LeaderAlone, MajorityRing, OneWay, ZoneAlone, ZoneFromPeer, Latency, Bandwidth, Flapping, RestartAll,
-    Stop, Transfer, BackupUnderLoad, SlowSync, ClockOffset, FullDisk, WipedDisk, RolledBackDisk, CorruptedFile,
-    Restore, VoterChange,
+    Kill, Pause, LeaderAlone, MajorityRing, OneWay, ZoneAlone, ZoneFromPeer, FarPeer, FarZone, Bandwidth, Flapping,
+    RestartAll, Stop, Transfer, BackupUnderLoad, SlowSync, ClockOffset, FullDisk, WipedDisk, RolledBackDisk,
+    CorruptedFile, Restore, VoterChange,
 )  # fmt: skip
 FAULTS = {fault.name: fault for fault in _ALL}
 

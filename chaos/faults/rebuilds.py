@@ -19,7 +19,7 @@ class Restore(Fault):
 
     name = "restore"
     alone = True
-    spoils = ("register", "registry", "ids", "feed", "conflict")
+    spoils = ("register", "images", "ids", "feed", "conflict")
     _peer = ""
 
     def aim(self, cluster: ClusterUnderTest, chance: random.Random) -> Aim:

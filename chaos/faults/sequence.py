@@ -58,6 +58,8 @@ class FaultSequence:
             if time.monotonic() >= end:
                 return
             await self._step(step, until)
+        # There may be no fault that fits; clients work all the same.
+        await _sleep_until(until)
 
     async def _step(self, step: Step, until: float) -> None:
         aimed = await self._aimed(step)

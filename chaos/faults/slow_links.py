@@ -11,16 +11,13 @@ from chaos.faults.fault import Aim, Fault
 
 
 class Latency(Fault):
-    """All links of one peer or gateway get a delay, which may be longer than an election timeout."""
+    """Links at one peer or gateway get a delay, which may be longer than an election timeout."""
 
-    name = "latency"
     _links: tuple[str, ...] = ()
     _ms = 0
 
-    def aim(self, cluster: ClusterUnderTest, chance: random.Random) -> Aim:
-        far = chance.choice([*cluster.peers, *cluster.gateways])
-        self._ms = chance.choice(config.FAULT_LATENCIES_MS)
-        self._links = links_at(cluster, far)
+    def _aimed(self, far: str, links: tuple[str, ...], chance: random.Random) -> Aim:
+        self._links, self._ms = links, chance.choice(config.FAULT_LATENCIES_MS)
         return Aim(f"{far} by {self._ms} ms each way")
 
     def inject(self, cluster: ClusterUnderTest) -> None:
@@ -30,6 +27,27 @@ class Latency(Fault):
     def heal(self, cluster: ClusterUnderTest) -> None:
         for link in self._links:
             cluster.through.latency(link, 0)
+
+
+class FarPeer(Latency):
+    """A peer is far from the other peers and from the observers."""
+
+    name = "latency-peer"
+
+    def aim(self, cluster: ClusterUnderTest, chance: random.Random) -> Aim:
+        far = chance.choice(cluster.peers)
+        links = tuple(link for link in links_at(cluster, far) if not link.startswith("registry-"))
+        return self._aimed(far, links, chance)
+
+
+class FarZone(Latency):
+    """A gateway is far from the registry and from the other zones."""
+
+    name = "latency-zone"
+
+    def aim(self, cluster: ClusterUnderTest, chance: random.Random) -> Aim:
+        far = chance.choice(cluster.gateways)
+        return self._aimed(far, links_at(cluster, far), chance)
 
 
 def links_at(cluster: ClusterUnderTest, name: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import lmdb
 from chaos import config
 from chaos.cluster import ClusterUnderTest
 from chaos.faults.fault import Aim, Fault
+from ops.dev.cluster import Cluster
 from ops.dev.processes import ProcessError
 from raftreg.store import store_path
 from raftreg.tables import CHANGES
@@ -82,7 +83,7 @@ class CorruptedFile(StoreFault):
         cluster.restart(self._victim)
 
 
-def rot(cluster: ClusterUnderTest, peer: str) -> None:
+def rot(cluster: Cluster, peer: str) -> None:
     """Flip a bit in the store of a stopped peer, in the middle of the oldest change, which nobody reads any more."""
     store = store_path(cluster.wiring.peer_dir(peer))
     with lmdb.open(str(store), max_dbs=32, map_size=1 << 36) as environment:

@@ -1,16 +1,20 @@
-"""Image numbers taken straight from the registry, by clients of every peer, beside the blocks that gateways take."""
+"""Image numbers taken straight from the registry, by clients of every peer, beside the blocks that gateways take.
+
+Some are asked for again with the same key, which must give the same numbers and take no others.
+"""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Coroutine, Sequence
 from typing import Any, ClassVar
 
 from chaos.workloads.recording import RegistryClient, Values, client_anywhere, client_at
 from chaos.workloads.workload import Site, Workload
-from raftreg.client import Client
+from raftreg.client import Client, new_key
 
 NUMBERS_AT_ONCE_MAX = 50
+# The share of them that is asked for twice.
+ASKED_AGAIN = 0.3
 
 
 class Ids(Workload):
@@ -26,9 +30,11 @@ class Ids(Workload):
         async with client:
             registry = RegistryClient(client, site.history, process)
             while await site.pace():
-                await registry.noted("allocate", {}, _allocate(client, chance))
+                key, count = new_key(), chance.randint(1, NUMBERS_AT_ONCE_MAX)
+                for _ in range(2 if chance.random() < ASKED_AGAIN else 1):
+                    await registry.noted("allocate", {"key": key}, _allocate(client, key, count))
 
 
-async def _allocate(client: Client, chance: random.Random) -> Values:
-    first, last = await client.allocate_ids(chance.randint(1, NUMBERS_AT_ONCE_MAX))
+async def _allocate(client: Client, key: str, count: int) -> Values:
+    first, last = await client.allocate_ids(count, key=key)
     return {"first": first, "last": last}

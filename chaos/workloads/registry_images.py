@@ -24,16 +24,16 @@ ASKED_TWICE = 0.2
 
 
 class RegistryImages(Workload):
-    name: ClassVar[str] = "registry"
+    name: ClassVar[str] = "images"
 
     def clients(self, site: Site) -> Sequence[Coroutine[Any, Any, None]]:
         return [self._pair(site, number) for number in range(PAIRS)]
 
     async def _pair(self, site: Site, number: int) -> None:
-        chance, peers = site.chance(f"registry-{number}"), site.cluster.peers
+        chance, peers = site.chance(f"images-{number}"), site.cluster.peers
         async with client_anywhere(site.cluster) as free, client_at(site.cluster, peers[number % len(peers)]) as bound:
-            one = RegistryClient(free, site.history, f"registry-{number}-free")
-            other = RegistryClient(bound, site.history, f"registry-{number}-bound")
+            one = RegistryClient(free, site.history, f"images-{number}-free")
+            other = RegistryClient(bound, site.history, f"images-{number}-bound")
             while await site.pace():
                 await self._life(site, one, other, chance)
 

@@ -41,8 +41,8 @@ def good() -> Run:
     at_gateway(story, "get", uuid="img", answered={"found": True, "attributes": {"name": "c"}, "revision": "1.2"})
     at_gateway(story, "download", uuid="img", answered={"sha512": HASH})
     story.add("write", uuid="hot", value="x", answered={"version": 1}).read(1, "x", uuid="hot")
-    at_gateway(story, "share", uuid="img", tenant="spy", at=40.0)
-    at_gateway(story, "spy", uuid="img", tenant="spy", at=42.0, answered={"found": True})
+    at_gateway(story, "share", uuid="img", tenant="spy")
+    at_gateway(story, "spy", uuid="img", tenant="spy", answered={"found": True})
     story.add(
         "feed", consumer="c", after="1.0", answered={"until": "1.2", "changes": [change(1, "reg"), change(2, "reg", 2)]}
     )
@@ -228,6 +228,15 @@ def test_what_a_gateway_parked_is_neither_lost_nor_a_phantom(change_of: str) -> 
     assert "no acknowledged write is lost" in failing(judge(story.operations, found))
     found.parked = ["taken"]
     assert failing(judge(story.operations, found)) == {}
+
+
+def test_an_own_write_that_was_parked_may_be_unseen_but_its_image_may_not() -> None:
+    story, found = good()
+    at_gateway(story, "get", uuid="img", answered={"found": True, "attributes": {"name": "older"}})
+    found.parked = ["img"]
+    assert failing(judge(story.operations, found)) == {}
+    at_gateway(story, "get", uuid="img", answered={"found": False})
+    assert OWN in failing(judge(story.operations, found))
 
 
 def test_a_request_to_a_gateway_that_was_killed_while_it_was_cut_off_proves_nothing() -> None:

@@ -27,8 +27,8 @@ from chaos.verdict import PASS, overall
 from chaos.workloads.known import WORKLOADS, workloads
 
 TOGETHER, ALONE = ("kill", "pause", "latency"), ("wiped-disk", "restart-all")
-BASIC = ["kill", "pause", "partition-leader", "partition-zone", "latency"]
-GROUPS = (("register", "registry", "ids", "feed", "set"), ("life", "conflict", "sharing", "data", "backup"))
+BASIC = ["kill", "pause", "partition-leader", "partition-zone", "latency-peer"]
+GROUPS = (("register", "images", "ids", "feed", "set"), ("life", "conflict", "sharing", "data", "backup"))
 SOON_S = 60.0
 
 
@@ -133,7 +133,7 @@ def test_a_fault_heals_what_it_broke(cluster: ClusterUnderTest, kind: type[Fault
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "names",
-    [("register", "registry", "ids", "feed", "set"), ("life", "conflict", "sharing", "data", "backup")],
+    [("register", "images", "ids", "feed", "set"), ("life", "conflict", "sharing", "data", "backup")],
     ids="+".join,
 )
 def test_every_basic_fault_once_leaves_all_promises_kept(tmp_path: Path, names: tuple[str, ...]) -> None:

@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import pytest
 
+from chaos.faults.stores import rot
 from ops.dev.cluster import Cluster
 from ops.dev.processes import wait_until
 from ops.dev.wiring import ROOT
-from raftreg.tables import CHANGES
 from tests.system.conftest import MakeCluster
 from tests.system.test_fatal_faults import assert_ended_fatally
 from tests.system.workload import Workload, judged
@@ -37,20 +36,6 @@ def raftreg(*arguments: object) -> tuple[int, str]:
         check=False,
     )
     return done.returncode, done.stdout
-
-
-def rot(cluster: Cluster, peer: str) -> None:
-    """Flip a bit in the store of a stopped peer, in the middle of a row that nothing reads or writes any more."""
-    store = cluster.wiring.peer_dir(peer) / "store"
-    with lmdb.open(str(store), max_dbs=16, map_size=1 << 36) as env:
-        state = env.open_db(b"state@1", create=False)
-        with env.begin(write=True) as txn:
-            with txn.cursor(state) as cursor:
-                assert cursor.set_range(CHANGES)
-                key, value = bytes(cursor.key()), bytearray(cursor.value())
-            assert key.startswith(CHANGES)
-            value[len(value) // 2] ^= 1
-            txn.put(key, bytes(value), db=state)
 
 
 async def verify(cluster: Cluster, *options: str) -> tuple[int, dict[str, Any]]:

@@ -350,7 +350,8 @@ def _state(answered: Mapping[str, str]) -> Document | None:
     if staleness is None:
         return None
     epoch, revision = int(answered[wire.HEADER_EPOCH]), int(answered[wire.HEADER_REVISION])
-    return {"epoch": epoch, "revision": revision, "staleness_s": float(staleness)}
+    # Told in rounded milliseconds: an age may be too high, not too low.
+    return {"epoch": epoch, "revision": revision, "staleness_s": float(staleness) + 0.0005}
 
 
 def _image(ref: Ref) -> tuple[str, dict[str, Any]]:

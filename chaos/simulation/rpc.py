@@ -85,7 +85,12 @@ async def _propose(server: RegistryProcess, body: Document) -> list[Document]:
 
 async def _heartbeat(server: RegistryProcess, body: Document) -> Document:
     assert server.leases is not None
-    return await server.leases.heartbeat(body["zone"], body["gateway"], body["level"])
+    answer = await server.leases.heartbeat(body["zone"], body["gateway"], body["level"])
+    reads = server.running.reads
+    view, staleness = reads.view(), reads.freshness()["staleness_s"]
+    # A simulated cluster has one epoch.
+    state = {"epoch": 1, "revision": queries.revision(view), "staleness_s": staleness}
+    return answer | {"state": None if staleness is None else state}
 
 
 async def _read(server: RegistryProcess, body: Document) -> Document:

@@ -137,17 +137,17 @@ def asking(request: web.Request) -> Request:
 
 def waits(request: web.Request, limits: Limits) -> float | None:
     """The seconds of `?wait=registry&timeout=SECONDS` of a write. Raises BadRequest."""
-    wait = None if request.method in ("GET", "HEAD") else request.query.get("wait")
-    if wait is None:
+    if request.method not in ("POST", "PUT", "PATCH", "DELETE") or request.match_info.http_exception is not None:
         return None
-    if wait != "registry":
+    wait = request.query.get("wait")
+    if wait not in (None, "registry"):
         raise BadRequest(f"a write waits for nothing but the registry: wait=registry, not {wait!r:.60}")
     text, longest = request.query.get("timeout"), limits.registry_wait_max_s
     if text is None:
-        return longest
+        return longest if wait else None
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) or not 0 < float(text) <= longest:
         raise BadRequest(f"timeout must be seconds, more than 0 and at most {longest:g}, not {text!r:.60}")
-    return float(text)
+    return float(text) if wait else None
 
 
 def json_response(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -47,3 +47,14 @@ class Fault(ABC):
     @abstractmethod
     def heal(self, cluster: ClusterUnderTest) -> None:
         """Undo it."""
+
+
+class OfOneProcess(Fault):
+    """Hits one process: the leader half of the time, else any peer, observer or gateway."""
+
+    _victim = ""
+
+    def aim(self, cluster: ClusterUnderTest, chance: random.Random) -> Aim:
+        other = chance.choice([*cluster.peers, *cluster.observers, *cluster.gateways])
+        self._victim = cluster.wait_leader() if chance.random() < 0.5 else other
+        return Aim(self._victim, down=(self._victim,))

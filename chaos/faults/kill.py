@@ -5,19 +5,11 @@ from __future__ import annotations
 import random
 
 from chaos.cluster import ClusterUnderTest
-from chaos.faults.fault import Aim, Fault
+from chaos.faults.fault import Aim, Fault, OfOneProcess
 
 
-class Kill(Fault):
-    """One process: the leader half of the time, else any peer, observer or gateway."""
-
+class Kill(OfOneProcess):
     name = "kill"
-    _victim = ""
-
-    def aim(self, cluster: ClusterUnderTest, chance: random.Random) -> Aim:
-        other = chance.choice([*cluster.peers, *cluster.observers, *cluster.gateways])
-        self._victim = cluster.wait_leader() if chance.random() < 0.5 else other
-        return Aim(self._victim, down=(self._victim,))
 
     def inject(self, cluster: ClusterUnderTest) -> None:
         cluster.kill(self._victim)

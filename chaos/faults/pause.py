@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 from chaos.cluster import ClusterUnderTest
-from chaos.faults.fault import Aim, Fault
+from chaos.faults.fault import OfOneProcess
 
 
-class Pause(Fault):
-    """One process: the leader half of the time, else any peer, observer or gateway."""
-
+class Pause(OfOneProcess):
     name = "pause"
-    _victim = ""
-
-    def aim(self, cluster: ClusterUnderTest, chance: random.Random) -> Aim:
-        other = chance.choice([*cluster.peers, *cluster.observers, *cluster.gateways])
-        self._victim = cluster.wait_leader() if chance.random() < 0.5 else other
-        return Aim(self._victim, down=(self._victim,))
 
     def inject(self, cluster: ClusterUnderTest) -> None:
         cluster.pause(self._victim)

@@ -58,6 +58,52 @@ async def test_a_reader_waits_for_what_it_saw_to_be_durable(store: Store) -> Non
     assert store.durable().done()
 
 
+class LongWork:
+    """Writes rows one by one, with a turn of the loop after each."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.written, self.commits = store, 0, list[int]()
+        store.on_commit = lambda seconds: self.commits.append(self.written)
+
+    async def write(self, rows: int) -> None:
+        for _ in range(rows):
+            with self.store.transaction() as txn:
+                txn.put("queue", u64(self.written), b"v")
+            self.written += 1
+            await self.store.turn()
+
+
+async def test_long_work_is_committed_in_the_end_and_every_so_often(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", Limits(commit_postponed_turns_max=5))
+    work = LongWork(store)
+    await work.write(40)
+    assert 2 <= len(work.commits) <= 8
+    await store.durable()
+    assert work.commits[-1] == 40
+    store.close()
+
+
+async def test_work_that_ends_with_a_turn_is_committed_without_anybody_asking(store: Store) -> None:
+    work = LongWork(store)
+    await work.write(3)
+    async with asyncio.timeout(20):
+        while not work.commits:  # noqa: ASYNC110 - every turn of the loop is looked at
+            await asyncio.sleep(0)
+    assert work.commits == [3]
+
+
+async def test_who_waits_in_the_middle_of_long_work_does_not_wait_for_its_end(store: Store) -> None:
+    work = LongWork(store)
+    rows = store.limits.commit_postponed_turns_max
+    working = asyncio.create_task(work.write(rows))
+    while work.written == 0:  # noqa: ASYNC110 - every turn of the loop is looked at
+        await asyncio.sleep(0)
+    await store.durable()
+    assert work.commits
+    assert work.written < rows
+    await working
+
+
 def test_growth_is_refused_above_the_quota_and_shrinking_makes_room(tmp_path: Path) -> None:
     store = Store(tmp_path / "store", Limits(store_soft_limit_bytes=256 * KIB))
     n = 0

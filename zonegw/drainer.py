@@ -275,8 +275,8 @@ class Drainer:
         """Take the verdicts in order; ack or park is one transaction with what readers see. Clients get their turns in
         between: what is not taken when the process ends will be told again."""
         for number, (write, result) in enumerate(zip(batch, results, strict=False), 1):
-            if number % self._limits.verdicts_turn_max == 0:
-                await asyncio.sleep(0)
+            if number % self._limits.turn_rows_max == 0:
+                await self._store.turn()
             if "error" in result:
                 self._check_outer(result["error"])
                 return

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from itertools import count
 from typing import Any, Protocol
 
 from zonegw.catalogue import Catalogue, Position
@@ -133,7 +134,9 @@ class FeedConsumer:
         widened_from = self._begin_fill()
         messages = self._source.changes(position, widened_from)
         filling = widened_from is not None
-        while True:
+        for number in count(1):
+            if number % self._limits.turn_rows_max == 0:
+                await self._store.turn()  # many may have come at once
             # The registry may look through many images for the next one of a back-fill; each request has its deadline.
             async with asyncio.timeout(None if filling else self._limits.feed_silence_max_s):
                 message = await anext(messages, None)

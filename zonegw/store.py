@@ -126,6 +126,8 @@ class Store:
         self._txn = self.env.begin(write=True)
         self._waiters: list[asyncio.Future[None]] = []
         self._dirty = False
+        self._commit_due = False
+        self._turns = self._postponed = 0
         self._closed = False
         self._check_format()
 
@@ -166,22 +168,42 @@ class Store:
         self._schedule()
 
     def _schedule(self) -> None:
-        if self._dirty:
-            return
         self._dirty = True
+        if self._commit_due:
+            return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self.commit()
             return
+        self._commit_due = True
         # Behind every callback that is ready now: their writes ride on the same fsync.
-        loop.call_soon(loop.call_soon, self.commit)
+        loop.call_soon(loop.call_soon, self._commit_unless_postponed)
+
+    def _commit_unless_postponed(self) -> None:
+        self._commit_due = False
+        if self._turns and not self._waiters and self._postponed < self.limits.commit_postponed_turns_max:
+            self._postponed += 1
+        else:
+            self.commit()
+
+    async def turn(self) -> None:
+        """Let others have theirs in the middle of long work. What it has written so far is committed now if one of them
+        waits for that, else later with the rest: an fsync holds up everybody."""
+        self._turns += 1
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._turns -= 1
+            if self._dirty:
+                self._schedule()
 
     def durable(self) -> asyncio.Future[None]:
         """Done once everything written so far is on the disk."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._dirty:
             self._waiters.append(future)
+            self._schedule()
         else:
             future.set_result(None)
         return future
@@ -199,6 +221,7 @@ class Store:
             logging.shutdown()
             os._exit(EXIT_STORAGE)
         self._dirty = False
+        self._postponed = 0
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

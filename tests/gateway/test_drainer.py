@@ -170,7 +170,7 @@ async def test_an_answer_without_results_is_no_progress_and_is_told(cluster: Reg
 async def test_clients_get_turns_while_the_verdicts_of_a_batch_are_taken(tmp_path: Path) -> None:
     async with running(tmp_path / "fra") as zone:
         await asyncio.gather(*(zone.create(name=f"n{number}") for number in range(60)))
-    few = {"verdicts_turn_max": 16}
+    few = {"turn_rows_max": 16}
     async with registry(tmp_path) as cluster, running(tmp_path / "fra", registry=cluster, **few) as zone:
         depths: set[int] = set()
 

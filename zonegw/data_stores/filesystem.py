@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 # Of one batch; a single call writes no more than 1024.
 PIECES_MAX = 256
+# Written and not on the disk yet, before it is sent there: a large upload has little to wait for at its end, and holds
+# up what others sync meanwhile for a moment and not for seconds.
+SYNC_BYTES = 32 * 1024 * 1024
 
 
 class FilesystemStore:
@@ -135,7 +138,8 @@ class _Writer:
     """A temporary file and the digests of what goes into it.
 
     Each digest and the file have a thread of their own, in which batches are taken one after the other: digests cost as
-    much as the disk, so they must not wait for it, nor for each other. What is on its way to them is bounded.
+    much as the disk, so they must not wait for it, nor for each other. What is on its way to them is bounded. One more
+    thread has the kernel bring to the disk what is written, while more comes.
     """
 
     def __init__(self, path: Path, target: Path, batches_max: int) -> None:
@@ -145,10 +149,12 @@ class _Writer:
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self.md5 = hashlib.md5(usedforsecurity=False)
         self.sha512 = hashlib.sha512()
-        self._disk, *digesting = (ThreadPoolExecutor(1, "image data") for _ in range(3))
+        self._disk, self._sync, *digesting = (ThreadPoolExecutor(1, "image data") for _ in range(4))
         self._lanes: list[tuple[ThreadPoolExecutor, Callable[[list[bytes]], None]]] = [(self._disk, self._write)]
         self._lanes += zip(digesting, (partial(_digest, self.md5), partial(_digest, self.sha512)), strict=True)
         self._under_way: deque[asyncio.Future[Any]] = deque()
+        self._syncing: asyncio.Future[None] | None = None
+        self._unsynced_bytes = 0
 
     async def take(self, batch: list[bytes]) -> None:
         """Give a batch to all three; waits for an earlier one where too many are under way. Raises what that met."""
@@ -156,11 +162,22 @@ class _Writer:
             await self._under_way.popleft()
         loop = asyncio.get_running_loop()
         self._under_way.append(asyncio.gather(*(loop.run_in_executor(lane, work, batch) for lane, work in self._lanes)))
+        self._unsynced_bytes += sum(map(len, batch))
+        if self._unsynced_bytes >= SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            await self._synced()
+            self._syncing = loop.run_in_executor(self._sync, os.fdatasync, self._handle)
+            self._unsynced_bytes = 0
+
+    async def _synced(self) -> None:
+        """Wait for the last sync and raise what it met: the kernel tells that once, so a later one knows nothing."""
+        if self._syncing is not None:
+            await self._syncing
 
     async def finish(self) -> None:
         """Make the bytes durable, then give them their name, then make the name durable."""
         while self._under_way:
             await self._under_way.popleft()
+        await self._synced()
         await asyncio.get_running_loop().run_in_executor(self._disk, self._publish)
         self._end()
 
@@ -182,7 +199,7 @@ class _Writer:
         """Leave nothing; behind what the file's thread is at, for that would otherwise write to another's file."""
         for batch in self._under_way:
             batch.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await asyncio.gather(*self._under_way, self._synced(), return_exceptions=True)
         await asyncio.get_running_loop().run_in_executor(self._disk, self._remove)
         self._end()
 
@@ -191,7 +208,7 @@ class _Writer:
             path.unlink(missing_ok=True)
 
     def _end(self) -> None:
-        for lane, _ in self._lanes:
+        for lane in (self._sync, *(lane for lane, _ in self._lanes)):
             lane.shutdown(wait=False)
         os.close(self._handle)
 

@@ -17,6 +17,7 @@ from typing import Any
 from chaos import config
 from chaos.disturbances import Disturbances
 from chaos.links import Links
+from chaos.small_disks import SmallDisks
 from ops.dev import processes
 from ops.dev.cluster import Cluster
 from ops.dev.wiring import ROOT
@@ -50,6 +51,7 @@ class ClusterUnderTest(Cluster):
         )
         self.guest_tokens: dict[str, str] = {}
         self.disturbances = Disturbances(base / "disturbances")
+        self.small_disks = SmallDisks(base / "disks")
 
     @property
     def proxy(self) -> str:
@@ -81,6 +83,29 @@ class ClusterUnderTest(Cluster):
     def start_process(self, name: str, extra_env: Mapping[str, str] | None = None) -> None:
         """As ever, so that disk and clock of the process can be disturbed."""
         super().start_process(name, {**self.disturbances.environment(name), **(extra_env or {})})
+
+    def stop(self) -> None:
+        """As ever; what is on small disks is gone with them."""
+        super().stop()
+        self.small_disks.remove_all()
+
+    def store_of(self, name: str) -> Path:
+        """The directory with the database of a peer, observer or gateway."""
+        if name in self.gateways:
+            return self.wiring.gateway_dir(name) / "data" / "store"
+        return store_path(self.wiring.peer_dir(name))
+
+    def answers(self, name: str) -> bool:
+        """Whether it tells its status, however little else it does."""
+        if name in self.gateways:
+            return self.gateway_status(name) is not None
+        return self.ask_peer(name, "/registry/v1/status") is not None
+
+    def head(self) -> tuple[int, int]:
+        """Epoch and newest revision, by the leader's word. Raises ClusterError."""
+        while (status := self.ask_peer(self.wait_leader(), "/registry/v1/status")) is None:
+            pass
+        return status["epoch"], status["revision"]
 
     def pause(self, name: str) -> None:
         """SIGSTOP: the process stands still with all its connections open."""

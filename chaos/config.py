@@ -70,6 +70,12 @@ FAULT_BANDWIDTHS_KIB_PER_S = (8, 64, 256)
 FAULT_SYNC_DELAYS_MS = (30, 150, 700)
 # Within what certificates are valid for on either side, and beyond every timeout.
 FAULT_CLOCK_OFFSETS_S = (-3600, -30, 30, 3600)
+# A small disk holds the store of a run with room; its image file is as large as what was ever written there.
+SMALL_DISK_BYTES = 1024 * 1024 * 1024
+# Enough to try whether one can be mounted.
+SMALL_DISK_BYTES_MIN = 8 * 1024 * 1024
+# Half of what peers and gateways keep free (limits.disk_reserve_bytes), and nothing.
+FULL_DISK_BYTES_LEFT = (128 * 1024 * 1024, 0)
 # The bounds of a link's throughput.
 BANDWIDTH_KIB_PER_S_MIN, BANDWIDTH_KIB_PER_S_MAX = 1, 1024 * 1024
 # A cluster on a busy machine serves again long before; one that does not is reported as not having come back.

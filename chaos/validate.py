@@ -62,7 +62,7 @@ def judge(
             judge_data(verdict, life, row)
     judge_number_order(verdict, all_operations)
     for zone, listing in (zones or {}).items():
-        _judge_zone(verdict, zone, lives, rows, listing)
+        _judge_zone(verdict, zone, lives, rows, listing, kept)
     return verdict
 
 
@@ -88,9 +88,15 @@ def _judge_phantoms(verdict: Verdict, lives: Mapping[str, Life], rows: Mapping[s
 
 
 def _judge_zone(
-    verdict: Verdict, zone: str, lives: Mapping[str, Life], rows: Mapping[str, Image], listing: Sequence[Image]
+    verdict: Verdict,
+    zone: str,
+    lives: Mapping[str, Life],
+    rows: Mapping[str, Image],
+    listing: Sequence[Image],
+    parked: Collection[str],
 ) -> None:
-    """A zone's listing has every image that is surely there, once, with the registry's number."""
+    """A zone's listing has every image that is surely there, once, with the registry's number. An image whose create is
+    parked is in the zone that parked it alone."""
     listed = rows_of(listing)
     for uuid, times in Counter(map(uuid_of, listing)).items():
         if times > 1:
@@ -98,7 +104,7 @@ def _judge_zone(
         if uuid not in rows and not (uuid in lives and lives[uuid].possible("create")):
             verdict.breach("phantoms", f"phantom: image {uuid} is listed in {zone}, and nobody asked for it")
     for life in lives.values():
-        if life.surely_there and life.uuid not in listed:
+        if life.surely_there and life.uuid not in listed and (life.uuid in rows or life.uuid not in parked):
             verdict.breach("missing_in_zones", f"image {life.uuid} was acknowledged, and {zone} does not list it")
         elif life.uuid in listed and life.uuid in rows and number_of(listed[life.uuid]) != number_of(rows[life.uuid]):
             here, there = number_of(listed[life.uuid]), number_of(rows[life.uuid])

@@ -1,4 +1,4 @@
-"""Disks that sync late, disks that are full, and wall clocks that are wrong: of one process each, while it runs."""
+"""Disks that sync late and wall clocks that are wrong: of one process each, while it runs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ class Disturbance(Fault):
     def aim(self, cluster: ClusterUnderTest, chance: random.Random) -> Aim:
         self._victim = chance.choice([*cluster.peers, *cluster.observers, *cluster.gateways])
         words, self._how = self._choose(chance)
-        return self._aimed(f"{self._victim}: {words}")
-
-    def _aimed(self, target: str) -> Aim:
-        return Aim(target)
+        return Aim(f"{self._victim}: {words}")
 
     @abstractmethod
     def _choose(self, chance: random.Random) -> tuple[str, dict[str, Any]]:
@@ -57,18 +54,3 @@ class ClockOffset(Disturbance):
     def _choose(self, chance: random.Random) -> tuple[str, dict[str, Any]]:
         ahead_s = chance.choice(config.FAULT_CLOCK_OFFSETS_S)
         return f"its clock is {ahead_s:+} s off", {"clock_ahead_s": ahead_s}
-
-
-class FullDisk(Disturbance):
-    """The file system says that no space is left: growth must be refused (507), and nothing lost.
-
-    A gateway then refuses writes, so it counts as away from what a zone promises.
-    """
-
-    name = "full-disk"
-
-    def _choose(self, chance: random.Random) -> tuple[str, dict[str, Any]]:
-        return "its disk is full", {"disk_full": True}
-
-    def _aimed(self, target: str) -> Aim:
-        return Aim(target, down=(self._victim,))

@@ -50,13 +50,13 @@ class RolledBackDisk(StoreFault):
     name = "rolled-back-disk"
 
     def inject(self, cluster: ClusterUnderTest) -> None:
-        store = store_path(cluster.wiring.peer_dir(self._victim))
+        store = cluster.store_of(self._victim)
         cluster.kill(self._victim)
         shutil.copytree(store, store.with_name("store of before"))
         cluster.restart(self._victim)
 
     def heal(self, cluster: ClusterUnderTest) -> None:
-        store = store_path(cluster.wiring.peer_dir(self._victim))
+        store = cluster.store_of(self._victim)
         cluster.kill(self._victim)
         cluster.wipe(self._victim)
         store.with_name("store of before").rename(store)

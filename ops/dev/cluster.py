@@ -200,10 +200,10 @@ class Cluster:
         context = certificates.client_context(self.wiring.operator_tls())
         return get_json(self.wiring.listen(f"api-{peer}"), path, context)
 
-    def gateway_status(self, gateway: str) -> dict[str, Any] | None:
-        """What a gateway says of itself; None if it has no good answer."""
+    def gateway_status(self, gateway: str, address: str | None = None) -> dict[str, Any] | None:
+        """What a gateway says of itself, where clients find it or at `address`; None if it has no good answer."""
         headers = {"X-Auth-Token": self.wiring.token(gateway)}
-        return get_json(self.wiring.listen(f"images-{gateway}"), "/zonegw/v1/status", None, headers)
+        return get_json(address or self.wiring.listen(f"images-{gateway}"), "/zonegw/v1/status", None, headers)
 
     def leader(self) -> str | None:
         """The peer that leads by its own word, in the highest term; None while there is none."""

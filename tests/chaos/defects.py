@@ -93,9 +93,27 @@ def queue_not_synced() -> None:
     Store._schedule, Store.durable = schedule, durable  # type: ignore[method-assign]
 
 
+def blocks_not_fenced() -> None:
+    """A gateway on another disk goes on with its block, a registry that finds it out seals none, and takes from a block
+    that is not the sender's."""
+    from raftreg import state_numbers, state_sessions
+    from zonegw.id_pool import IdPool
+
+    IdPool.seal = lambda self, txn, reason: 0  # type: ignore[method-assign]
+    state_sessions.seal_all = lambda ctx, session: 0  # type: ignore[attr-defined]
+    state_numbers._holds = lambda block, command, session: True
+
+
 DEFECTS = {
     defect.__name__.replace("_", "-"): defect
-    for defect in (reads_without_read_index, keys_forgotten, feed_skips, overlay_dropped_at_ack, queue_not_synced)
+    for defect in (
+        reads_without_read_index,
+        keys_forgotten,
+        feed_skips,
+        overlay_dropped_at_ack,
+        queue_not_synced,
+        blocks_not_fenced,
+    )
 }
 
 

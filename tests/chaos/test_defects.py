@@ -18,9 +18,10 @@ from chaos.cluster import ClusterUnderTest, Shape
 from chaos.faults.fault import Aim, Fault
 from chaos.faults.kill import Kill
 from chaos.faults.partition import LeaderAlone
+from chaos.faults.rolled_back_zone import RolledBackZone
 from chaos.faults.slow_links import Latency, links_at
 from chaos.scenarios import Plan, run
-from chaos.verdict import FAIL, overall
+from chaos.verdict import FAIL, PASS, overall
 from chaos.workloads.known import workloads
 from tests.chaos.defects import DEFECTS
 
@@ -84,6 +85,7 @@ HUNTS = {
         (KillGateway,),
         ("no acknowledged write is lost", "zones list what was acknowledged", "own writes are seen at once"),
     ),
+    "blocks-not-fenced": Hunt(("set",), (RolledBackZone,), ("image numbers are unique",)),
 }
 
 
@@ -97,6 +99,15 @@ def test_each_seeded_defect_is_found_by_a_check_that_is_for_it(defect: str, tmp_
     broken = {check.name: [breach.sentence for breach in check.shown] for check in ran.checks if check.breaches}
     assert overall(ran.checks) == FAIL
     assert broken.keys() & set(hunt.checks), broken
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_zone_that_was_rolled_back_breaks_nothing_while_blocks_are_fenced(tmp_path: Path) -> None:
+    plan = Plan(tmp_path / "run", 1, FOUND_WITHIN_S, [RolledBackZone], workloads(("set", "life", "data")))
+    ran = asyncio.run(run(plan))
+    assert {one.name for one in ran.faults} == {RolledBackZone.name}
+    assert overall(ran.checks) == PASS, [breach.sentence for check in ran.checks for breach in check.shown]
 
 
 def test_every_defect_is_hunted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos import schedule
+from chaos import config, schedule
 from chaos.__main__ import main
 from chaos.cluster import ClusterUnderTest, Shape
 from chaos.disturbances import Disturbances
@@ -23,11 +24,12 @@ from chaos.faults.known import FAULTS, faults
 from chaos.faults.pause import Pause
 from chaos.names import UnknownName
 from chaos.scenarios import Plan, fitting_faults, run
+from chaos.small_disks import SmallDisks
 from chaos.verdict import PASS, overall
 from chaos.workloads.known import WORKLOADS, workloads
 
 TOGETHER, ALONE = ("kill", "pause", "latency"), ("wiped-disk", "restart-all")
-BASIC = ["kill", "pause", "partition-leader", "partition-zone", "latency-peer"]
+BASIC = ["kill", "pause", "partition-leader", "partition-zone", "latency-peer", "latency-zone"]
 GROUPS = (("register", "images", "ids", "feed", "set"), ("life", "conflict", "sharing", "data", "backup"))
 SOON_S = 60.0
 
@@ -82,6 +84,26 @@ def test_a_fault_that_would_spoil_a_workload_is_left_out_with_the_reason(tmp_pat
     assert left_out == {"spoiling": "it would spoil register"}
 
 
+def test_a_small_disk_is_full_for_good_and_gives_back_what_it_holds(tmp_path: Path) -> None:
+    disks, store = SmallDisks(tmp_path / "disks"), tmp_path / "store"
+    if disks.missing:
+        pytest.skip(disks.missing)
+    store.mkdir()
+    (store / "row").write_bytes(b"kept")
+    disks.put_under(store, config.SMALL_DISK_BYTES_MIN)
+    try:
+        disks.fill(store, 0)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            (store / "more").write_bytes(bytes(config.SMALL_DISK_BYTES_MIN))
+        assert os.path.ismount(store)
+        (store / "more").unlink()
+    finally:
+        disks.take_away(store)
+    assert not os.path.ismount(store)
+    assert [(path.name, path.read_bytes()) for path in store.iterdir()] == [("row", b"kept")]
+    assert list((tmp_path / "disks").iterdir()) == []
+
+
 _LOOK = "import os, time; print(time.time(), os.statvfs('.').f_bavail, time.monotonic()); input(); print(time.time())"
 
 
@@ -131,11 +153,7 @@ def test_a_fault_heals_what_it_broke(cluster: ClusterUnderTest, kind: type[Fault
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "names",
-    [("register", "images", "ids", "feed", "set"), ("life", "conflict", "sharing", "data", "backup")],
-    ids="+".join,
-)
+@pytest.mark.parametrize("names", GROUPS, ids="+".join)
 def test_every_basic_fault_once_leaves_all_promises_kept(tmp_path: Path, names: tuple[str, ...]) -> None:
     seed = int(os.environ.get("SEED", "0")) or int.from_bytes(os.urandom(4))
     plan = Plan(tmp_path / "run", seed, 1.0, faults(BASIC), workloads(names), each_once=True)

@@ -8,7 +8,7 @@ import pytest
 
 from zonegw import listing, overlay
 from zonegw.catalogue import Catalogue, key_of
-from zonegw.config import Limits
+from zonegw.limits import Limits
 from zonegw.store import Store
 
 UUID = "00000000-0000-4000-8000-00000000000a"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.test_zonegw_catalogue import UUID, Side, image, update
 from zonegw import folding, overlay
 from zonegw.catalogue import key_of
-from zonegw.config import Limits
+from zonegw.limits import Limits
 from zonegw.store import Store
 
 NAMES = st.sampled_from(["name", "properties.a", "properties.b", "tags"])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from zonegw import store_identity
-from zonegw.config import Limits
 from zonegw.id_pool import NUMBER_MAX, IdPool
+from zonegw.limits import Limits
 from zonegw.store import Store
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from zonegw import image_list, image_query
 from zonegw.catalogue import Catalogue, key_of
-from zonegw.config import Limits
 from zonegw.id_pool import IdPool
 from zonegw.identity import Identity
 from zonegw.images import WRITABLE, Images
+from zonegw.limits import Limits
 from zonegw.listing import SORT_CODES
 from zonegw.store import Store
 from zonegw.write_queue import WriteQueue

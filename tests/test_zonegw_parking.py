@@ -11,7 +11,7 @@ from tests.test_zonegw_catalogue import image, update
 from zonegw import store as gateway_store
 from zonegw import write_queue
 from zonegw.catalogue import Catalogue
-from zonegw.config import Limits
+from zonegw.limits import Limits
 from zonegw.parking import Parking
 from zonegw.store import Store
 from zonegw.write_queue import Session, WriteQueue

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zonegw import overlay
-from zonegw.config import Limits
 from zonegw.errors import Conflict, Forbidden, GatewayError
 from zonegw.image_patch import PATCH_V20, PATCH_V21, parse_patch
 from zonegw.images import WRITABLE
 from zonegw.images_schema import READ_ONLY, RESERVED_PREFIX
+from zonegw.limits import Limits
 
 NAMES = ("a", "b", "c/d", "e~f", "ünicode")
 CREATE = {

@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 
 from zonegw.catalogue import Catalogue
-from zonegw.config import Limits
 from zonegw.images import WRITABLE
+from zonegw.limits import Limits
 from zonegw.rewind import Contradiction, Rewind
 from zonegw.store import Store
 from zonegw.write_queue import Session, WriteQueue

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from zonegw.config import Limits
 from zonegw.errors import ConfigError, StorageFull
+from zonegw.limits import Limits
 from zonegw.store import EXIT_STORAGE, FORMAT, Store, u64
 
 KIB = 1024
@@ -180,7 +180,7 @@ def test_scans_go_both_ways_within_their_bounds(store: Store) -> None:
 FAILING_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from zonegw.config import Limits
+from zonegw.limits import Limits
 from zonegw.store import Store
 store = Store(Path(sys.argv[1]), Limits())
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

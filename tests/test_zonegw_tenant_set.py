@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zonegw.config import Limits
+from zonegw.limits import Limits
 from zonegw.store import Store
 from zonegw.tenant_set import TenantSet
 

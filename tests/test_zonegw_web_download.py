@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from zonegw.config import Limits
 from zonegw.errors import BadRequest, ConfigError
 from zonegw.import_rules import ImportRules, WebRules, parse
+from zonegw.limits import Limits
 from zonegw.web_download import WebDownload, is_internal
 
 LIMITS = Limits()

@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from raftreg import wire
 from zonegw.catalogue import Catalogue
-from zonegw.config import Limits
 from zonegw.errors import StorageFull
+from zonegw.limits import Limits
 from zonegw.parking import Parking
 from zonegw.retries import Retries
 from zonegw.rewind import Rewind

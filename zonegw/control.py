@@ -16,8 +16,8 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from zonegw.config import Limits
 from zonegw.errors import BadRequest, GatewayError
+from zonegw.limits import Limits
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from zonegw.bandwidth import Bandwidth
 from zonegw.cached_images import CachedImages
-from zonegw.config import Limits
 from zonegw.data_stores.interface import is_key
 from zonegw.errors import Conflict, DataUnavailable
+from zonegw.limits import Limits
 from zonegw.receiving import Location, Origin, Receiver
 from zonegw.store import free_bytes
 

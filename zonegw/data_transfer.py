@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from zonegw.config import Limits
 from zonegw.errors import BadRequest, Unavailable
 from zonegw.file_response import send_file, send_stream
 from zonegw.image_data import Source
+from zonegw.limits import Limits
 
 # Chooses the store that data are uploaded to.
 STORE_HEADER = "X-Image-Meta-Store"

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from zonegw.catalogue import Catalogue
-from zonegw.config import Limits
 from zonegw.errors import RegistryAway, RegistryRefused
 from zonegw.graves import Graves
+from zonegw.limits import Limits
 from zonegw.placement import Placement
 from zonegw.store import Store, Txn, u64
 

@@ -14,8 +14,8 @@ from itertools import count
 from typing import Any, Protocol
 
 from zonegw.catalogue import Catalogue, Position
-from zonegw.config import Limits
 from zonegw.errors import Degraded, FeedGone, RegistryAway, RegistryRefused, StorageFull
+from zonegw.limits import Limits
 from zonegw.store import Store, Txn
 from zonegw.tenant_set import Tenants, TenantSet
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from zonegw.config import Limits
 from zonegw.errors import BadRequest, RangeUnsatisfiable
+from zonegw.limits import Limits
 
 # Yields the bytes from start up to end in pieces of at most the third argument.
 Reader = Callable[[int, int, int], AsyncGenerator[bytes]]

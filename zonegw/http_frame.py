@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from zonegw.auth import Authenticator
-from zonegw.config import Limits, Network
+from zonegw.config import Network
 from zonegw.errors import (
     BadRequest,
     BodyTooLarge,
@@ -25,6 +25,7 @@ from zonegw.errors import (
 )
 from zonegw.identity import Identity
 from zonegw.images import Request
+from zonegw.limits import Limits
 from zonegw.metrics import GatewayMetrics
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zonegw.config import Limits
+from zonegw.limits import Limits
 from zonegw.store import Txn
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from zonegw.config import Limits
 from zonegw.data_cache import DataCache, Fetch
 from zonegw.data_stores.interface import is_key
 from zonegw.errors import BadRequest, Conflict, Forbidden, NotFound, Unavailable
@@ -18,6 +17,7 @@ from zonegw.identity import Identity
 from zonegw.images import Changes, Image, Images, Request
 from zonegw.inspection import Inspection
 from zonegw.inspection_rules import InspectionRules
+from zonegw.limits import Limits
 from zonegw.own_stores import Held, OwnStores
 from zonegw.placement import Location, Placement, data_attributes
 from zonegw.store import Txn

@@ -3,10 +3,10 @@
 from typing import Any
 from uuid import UUID
 
-from zonegw.config import Limits
 from zonegw.errors import BadRequest, BodyTooLarge, Conflict, Forbidden, UnsupportedMediaType
 from zonegw.images import WRITABLE, Changes, Image
 from zonegw.images_schema import READ_ONLY, RESERVED_PREFIX
+from zonegw.limits import Limits
 
 PATCH_V21 = "application/openstack-images-v2.1-json-patch"
 PATCH_V20 = "application/openstack-images-v2.0-json-patch"

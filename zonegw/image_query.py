@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from zonegw.config import Limits
 from zonegw.errors import BadRequest
+from zonegw.limits import Limits
 from zonegw.listing import SORT_CODES
 from zonegw.visibility import MEMBER_STATUSES
 

@@ -11,10 +11,10 @@ from uuid import UUID, uuid4
 
 from zonegw import overlay, visibility
 from zonegw.catalogue import Catalogue
-from zonegw.config import Limits
 from zonegw.errors import BadRequest, BodyTooLarge, Conflict, Degraded, Forbidden, NotFound, Unavailable
 from zonegw.id_pool import IdPool
 from zonegw.identity import Identity
+from zonegw.limits import Limits
 from zonegw.policy import Policy
 from zonegw.property_protection import PropertyProtections
 from zonegw.quota_rules import QuotaRules

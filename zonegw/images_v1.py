@@ -11,13 +11,13 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from zonegw import image_list, v1_headers, v1_query
-from zonegw.config import Limits
 from zonegw.data_transfer import Downloads, received
 from zonegw.errors import BadRequest, Conflict, NotFound
 from zonegw.http_frame import OCTETS, asking, identity, json_body, json_response
 from zonegw.id_pool import NUMBER_MAX
 from zonegw.image_data import ImageData
 from zonegw.images import Image, Images
+from zonegw.limits import Limits
 from zonegw.members import Members
 from zonegw.metrics import GatewayMetrics
 from zonegw.stores import Stores

@@ -8,7 +8,6 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from zonegw import image_list, image_query
-from zonegw.config import Limits
 from zonegw.data_transfer import STORE_HEADER, Downloads, announced_md5, announced_size, received
 from zonegw.errors import UnsupportedMediaType
 from zonegw.http_frame import OCTETS, Links, asking, identity, json_body, json_response
@@ -16,6 +15,7 @@ from zonegw.image_data import ImageData
 from zonegw.image_patch import parse_create, parse_patch
 from zonegw.images import Image, Images
 from zonegw.images_schema import present
+from zonegw.limits import Limits
 
 
 @dataclass(slots=True)

@@ -5,7 +5,6 @@ from typing import Any
 
 from aiohttp import web
 
-from zonegw.config import Limits
 from zonegw.data_transfer import STORE_HEADER, announced_md5, announced_size, received
 from zonegw.errors import BadRequest, UnsupportedMediaType
 from zonegw.http_frame import OCTETS, asking, identity, json_body, json_response
@@ -13,6 +12,7 @@ from zonegw.image_data import ImageData
 from zonegw.images import Images
 from zonegw.import_rules import WEB_DOWNLOAD
 from zonegw.imports import Imports, Wanted
+from zonegw.limits import Limits
 from zonegw.stores import Stores
 
 

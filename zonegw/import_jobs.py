@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from zonegw.config import Limits
 from zonegw.identity import Identity
 from zonegw.images import Request
+from zonegw.limits import Limits
 from zonegw.store import Txn, unpack
 
 HOUR_US = 3_600_000_000

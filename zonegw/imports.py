@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
-from zonegw.config import Limits
 from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.errors import BadRequest, Conflict, DataUnavailable, GatewayError, NotFound, Unavailable
 from zonegw.identity import Identity
@@ -23,6 +22,7 @@ from zonegw.image_data import ImageData, Source
 from zonegw.images import Changes, Image, Images, Request
 from zonegw.import_jobs import Job, Jobs
 from zonegw.import_rules import COPY_IMAGE, GLANCE_DIRECT, WEB_DOWNLOAD, ImportRules
+from zonegw.limits import Limits
 from zonegw.placement import Location, Placement, data_attributes
 from zonegw.staging import Staging
 from zonegw.store import Txn

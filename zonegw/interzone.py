@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 import aiohttp
 
 from zonegw import tls
-from zonegw.config import Limits, Tls
+from zonegw.config import Tls
 from zonegw.data_stores.interface import DEFAULT_STORE, Digests, Stored
 from zonegw.errors import BadRequest, DataUnavailable, StorageFull, ZoneAway
 from zonegw.interzone_app import DATA_PATH, IMAGE_HEADER, READY_PATH, STORE_HEADER
+from zonegw.limits import Limits
 
 
 class InterzoneClient:

@@ -14,11 +14,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from zonegw import tls
-from zonegw.config import Limits
 from zonegw.data_stores.interface import is_key
 from zonegw.deposits import Deposits
 from zonegw.errors import DataUnavailable, GatewayError
 from zonegw.file_response import send_file, send_stream
+from zonegw.limits import Limits
 from zonegw.own_stores import OwnStores
 
 DATA_PATH = "/zonegw/v1/data"

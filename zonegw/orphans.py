@@ -16,10 +16,10 @@ from typing import Any
 from uuid import UUID
 
 from zonegw.catalogue import Catalogue
-from zonegw.config import Limits
 from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.data_stores.interface import is_key
 from zonegw.errors import BadRequest, Conflict, NotFound
+from zonegw.limits import Limits
 from zonegw.placement import Placement
 from zonegw.store import TABLES, Store, Txn, unpack
 

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from zonegw.catalogue import Catalogue
-from zonegw.config import Limits
+from zonegw.limits import Limits
 from zonegw.store import Store, Txn
 from zonegw.write_queue import PendingWrite, Session, WriteQueue
 

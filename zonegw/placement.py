@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from zonegw.config import Limits
 from zonegw.data_stores.interface import DEFAULT_STORE, Stored, gather, mint_key
 from zonegw.errors import BadRequest, BodyTooLarge, DataUnavailable, GatewayError
+from zonegw.limits import Limits
 from zonegw.own_stores import OwnStores
 from zonegw.store import Store, Txn
 

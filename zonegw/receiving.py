@@ -13,8 +13,8 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from zonegw.bandwidth import Bandwidth
-from zonegw.config import Limits
 from zonegw.errors import DataUnavailable, ZoneAway
+from zonegw.limits import Limits
 
 Location = dict[str, Any]
 

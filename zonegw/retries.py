@@ -16,8 +16,8 @@ from uuid import UUID
 
 from zonegw import overlay
 from zonegw.catalogue import Catalogue
-from zonegw.config import Limits
 from zonegw.errors import StorageFull
+from zonegw.limits import Limits
 from zonegw.store import Store, Txn, u64, unpack
 from zonegw.write_queue import PARKED_BEHIND, PendingWrite, WriteQueue
 

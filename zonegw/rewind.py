@@ -16,7 +16,7 @@ from typing import Any
 
 from zonegw import overlay
 from zonegw.catalogue import Catalogue
-from zonegw.config import Limits
+from zonegw.limits import Limits
 from zonegw.store import Store, Txn, unpack
 from zonegw.write_queue import PRUNED, PendingWrite, Session, WriteQueue
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from zonegw.config import Limits
 from zonegw.errors import Conflict, Unavailable
 from zonegw.images import Image, Images, Request
+from zonegw.limits import Limits
 from zonegw.placement import Location, Placement
 from zonegw.store import Txn, unpack
 

@@ -20,8 +20,8 @@ from typing import Any
 import lmdb
 import msgpack
 
-from zonegw.config import Limits
 from zonegw.errors import ConfigError, StorageFull
+from zonegw.limits import Limits
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from zonegw.config import Limits
 from zonegw.data_stores.interface import DEFAULT_STORE, DataStore
 from zonegw.errors import BadRequest, DataUnavailable
+from zonegw.limits import Limits
 from zonegw.own_stores import OwnStores
 from zonegw.placement import Target
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from zonegw import image_query, visibility
-from zonegw.config import Limits
 from zonegw.errors import BadRequest
 from zonegw.identity import Identity
 from zonegw.image_query import Image, ListQuery
+from zonegw.limits import Limits
 from zonegw.v1_headers import TRUE_WORDS, whole
 
 # Parameters with the same meaning in v2.

@@ -14,9 +14,9 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from zonegw.config import Limits
 from zonegw.errors import BadRequest, BodyTooLarge, DataUnavailable
 from zonegw.import_rules import WebRules
+from zonegw.limits import Limits
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 DEFAULT_PORTS = {"http": 80, "https": 443}

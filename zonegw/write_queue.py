@@ -19,8 +19,8 @@ from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
-from zonegw.config import Limits
 from zonegw.errors import StorageFull
+from zonegw.limits import Limits
 from zonegw.store import Txn, pack, u64, unpack
 
 INITIAL_HASH = bytes(16)

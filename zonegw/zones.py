@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 from typing import Any, Protocol
 
-from zonegw.config import Limits
 from zonegw.errors import RegistryAway, RegistryRefused
+from zonegw.limits import Limits
 from zonegw.store import Store
 
 _KEY = b"zones"

@@ -19,12 +19,13 @@ from raftreg import errors, queries
 from raftreg.tables import View
 from zonegw import sessions, store_identity
 from zonegw.catalogue import Catalogue
-from zonegw.config import Config, Limits
+from zonegw.config import Config
 from zonegw.drainer import Drainer
 from zonegw.errors import GatewayError
 from zonegw.id_pool import IdPool
 from zonegw.identity import Identity
 from zonegw.images import Changes, Images, Request
+from zonegw.limits import Limits
 from zonegw.main import RegistryLink
 from zonegw.metrics import GatewayMetrics
 from zonegw.store import Store

@@ -26,11 +26,11 @@ from ops.soak import peers
 from ops.soak.outcome import Outcome
 from ops.soak.uplink import Clients
 from ops.soak.watch import anonymous_bytes
-from zonegw import config
 from zonegw.catalogue import Catalogue
 from zonegw.id_pool import IdPool
 from zonegw.identity import Identity
 from zonegw.images import Images, Request
+from zonegw.limits import Limits
 from zonegw.store import Store
 from zonegw.write_queue import WriteQueue
 
@@ -145,12 +145,12 @@ def _filled(writes: int, limits: dict[str, int | float]) -> Path:
     if not base.exists():
         making = base.with_name(f"{base.name}.making")
         shutil.rmtree(making, ignore_errors=True)
-        _fill(making, writes, config.Limits(**limits))  # type: ignore[arg-type]
+        _fill(making, writes, Limits(**limits))  # type: ignore[arg-type]
         making.rename(base)
     return base
 
 
-def _fill(base: Path, writes: int, limits: config.Limits) -> None:
+def _fill(base: Path, writes: int, limits: Limits) -> None:
     store = Store(base / "store", limits)
     images = Images(
         store, WriteQueue(limits), IdPool(limits), Catalogue(), zone=ZONE, gateway=GATEWAY, limits=limits

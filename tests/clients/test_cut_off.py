@@ -11,7 +11,7 @@ import pytest
 
 from tests.clients.conftest import DATA, FETCH_IDLE_S, SOON_S, Place, cut_off, fresh, glance_of, openstack_of, soon
 from tests.clients.driving import Commands, Libraries, Refused, Shell
-from zonegw.config import Limits
+from zonegw.limits import Limits
 
 pytestmark = pytest.mark.slow
 

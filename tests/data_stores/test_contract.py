@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.data_stores.swift_server import ACCOUNT, USER, Swift
-from zonegw.config import Limits
 from zonegw.data_stores.interface import DataStore, mint_key
 from zonegw.data_stores.opening import opened
 from zonegw.errors import BadRequest, BodyTooLarge, DataUnavailable, NotFound
+from zonegw.limits import Limits
 from zonegw.store_config import FilesystemConfig, S3Config, StoreConfig, SwiftConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

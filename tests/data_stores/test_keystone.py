@@ -16,10 +16,10 @@ from tests.data_stores.swift_server import Swift
 from tests.data_stores.test_contract import pieces, read
 from tests.gateway.running import running
 from zonegw import config
-from zonegw.config import Limits
 from zonegw.data_stores.interface import mint_key
 from zonegw.data_stores.swift import SwiftStore
 from zonegw.errors import DataUnavailable
+from zonegw.limits import Limits
 from zonegw.store_config import SwiftConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -14,11 +14,11 @@ import pytest
 from aiohttp import web
 
 from tests.data_stores.test_contract import pieces
-from zonegw.config import Limits
 from zonegw.data_stores.interface import DataStore, mint_key
 from zonegw.data_stores.opening import opened
 from zonegw.data_stores.s3_uploads import signed
 from zonegw.errors import BadRequest, DataUnavailable, StorageFull
+from zonegw.limits import Limits
 from zonegw.store_config import S3Config, SwiftConfig
 
 LIMITS = Limits(

@@ -17,8 +17,8 @@ import pytest
 from tests.gateway.running import Zone, running, until
 from tests.gateway.test_imports import files
 from tests.registry import registry
-from zonegw.config import MIB
 from zonegw.data_stores import filesystem
+from zonegw.limits import MIB
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 FORMATS = {"disk_format": "raw", "container_format": "bare"}

@@ -13,8 +13,8 @@ from aiohttp import web
 from tests.gateway.running import running
 from zonegw import control
 from zonegw.cli_control import ask
-from zonegw.config import Limits
 from zonegw.errors import Conflict
+from zonegw.limits import Limits
 
 
 class Greeting:

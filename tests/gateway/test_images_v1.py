@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.running import Zone, queued_commands, running, seed_block, until
-from zonegw.config import MIB
+from zonegw.limits import MIB
 
 BLOB = os.urandom(2 * MIB + 17)
 RAW = {"x-image-meta-disk_format": "raw", "x-image-meta-container_format": "bare"}

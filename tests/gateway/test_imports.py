@@ -10,7 +10,7 @@ import pytest
 from raftreg import cluster_init
 from tests.gateway.running import Zone, running, until
 from tests.gateway.web_source import INTERNAL, web_source
-from zonegw.config import MIB
+from zonegw.limits import MIB
 
 BLOB = os.urandom(2 * MIB + 11)
 OCTETS = {"Content-Type": "application/octet-stream"}

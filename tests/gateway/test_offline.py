@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from tests.gateway.running import PATCH_TYPE, Zone, queued_commands, running, seed_block, until
-from zonegw.config import MIB
+from zonegw.limits import MIB
 
 BLOB = os.urandom(3 * MIB + 17)
 OCTETS = {"Content-Type": "application/octet-stream"}

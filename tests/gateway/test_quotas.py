@@ -14,8 +14,8 @@ from tests.gateway.test_imports import files, imported, last_message, method, no
 from tests.gateway.web_source import web_source
 from tests.registry import registry
 from zonegw import usage
-from zonegw.config import MIB
 from zonegw.errors import ConfigError
+from zonegw.limits import MIB
 from zonegw.quota_rules import parse
 
 OCTETS = {"Content-Type": "application/octet-stream"}

@@ -14,7 +14,7 @@ from tests.gateway.test_deletion import confirmed, holders
 from tests.gateway.test_drainer import HeldLink
 from tests.gateway.test_imports import files, no_bytes
 from tests.registry import Registry, registry
-from zonegw.config import Limits
+from zonegw.limits import Limits
 from zonegw.running_clock import RunningClock
 from zonegw.store import Store
 

@@ -15,7 +15,8 @@ from raftreg import errors
 from tests.gateway.running import Zone, running, until
 from tests.registry import Registry, registry
 from zonegw import tls
-from zonegw.config import MIB, Tls
+from zonegw.config import Tls
+from zonegw.limits import MIB
 
 BLOB = os.urandom(3 * MIB + 17)
 

@@ -1,10 +1,10 @@
 """A store of each kind, made from its entry in zonegw.toml."""
 
-from zonegw.config import Limits
 from zonegw.data_stores.filesystem import FilesystemStore
 from zonegw.data_stores.interface import DataStore
 from zonegw.data_stores.s3 import S3Store
 from zonegw.data_stores.swift import SwiftStore
+from zonegw.limits import Limits
 from zonegw.store_config import FilesystemConfig, S3Config, StoreConfig, SwiftConfig
 
 

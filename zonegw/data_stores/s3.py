@@ -18,12 +18,12 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
 
-from zonegw.config import Limits
 from zonegw.data_stores.interface import Digests, Stored, gather
 from zonegw.data_stores.resuming import resumed
 from zonegw.data_stores.s3_uploads import UnfinishedUploads
 from zonegw.data_stores.secret import secret
 from zonegw.errors import BodyTooLarge, DataUnavailable, GatewayError, NotFound, StorageFull
+from zonegw.limits import Limits
 from zonegw.store_config import S3Config
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 import aiohttp
 from yarl import URL
 
-from zonegw.config import Limits
 from zonegw.data_stores.secret import secret
 from zonegw.errors import DataUnavailable
+from zonegw.limits import Limits
 from zonegw.store_config import S3Config
 
 NOTHING = hashlib.sha256(b"").hexdigest()

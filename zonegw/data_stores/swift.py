@@ -15,11 +15,11 @@ from typing import Any
 
 import aiohttp
 
-from zonegw.config import Limits
 from zonegw.data_stores.interface import Digests, Stored, gather
 from zonegw.data_stores.resuming import resumed
 from zonegw.data_stores.swift_connection import Body, SwiftConnection
 from zonegw.errors import BadRequest, BodyTooLarge, DataUnavailable
+from zonegw.limits import Limits
 from zonegw.store_config import SwiftConfig
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import aiohttp
 
-from zonegw.config import Limits
 from zonegw.data_stores.swift_auth import Access, login_of
 from zonegw.errors import DataUnavailable, GatewayError, NotFound, StorageFull
+from zonegw.limits import Limits
 from zonegw.store_config import SwiftConfig
 
 log = logging.getLogger(__name__)

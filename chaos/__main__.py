@@ -64,6 +64,9 @@ def _plan(arguments: Sequence[str]) -> Plan:
     parser.add_argument("--each-once", action="store_true", help="go on until every fault has come")
     parser.add_argument("--directory", type=Path, default=RUN_DIR / "chaos", help="where runs are kept")
     given = parser.parse_args(arguments)
+    zones = _names(given.zones)
+    if not zones or len(set(zones)) < len(zones):
+        parser.error(f"--zones needs one zone or more, each once, such as ams,fra; not {given.zones!r}")
     seed = secrets.randbelow(10**9) if given.seed is None else given.seed
     return Plan(
         directory=given.directory / f"{time.strftime('%Y%m%dT%H%M%S')}-{seed}",
@@ -71,7 +74,7 @@ def _plan(arguments: Sequence[str]) -> Plan:
         time_s=given.time,
         faults=faults(_names(given.faults)),
         workloads=workloads(_names(given.workload)),
-        shape=Shape(given.peers, given.observers, tuple(_names(given.zones))),
+        shape=Shape(given.peers, given.observers, tuple(zones)),
         each_once=given.each_once,
     )
 

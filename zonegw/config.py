@@ -58,11 +58,11 @@ class Limits:
     prune_batch_max: int = 256
     # Operations in flight.
     session_window: int = SESSION_WINDOW_MAX
-    # Verdicts, or changes of the feed, taken between two turns of the loop: a few milliseconds, in which no request is
+    # Verdicts, or changes of the feed, taken between two turns of the loop: under a millisecond, in which no request is
     # served.
-    turn_rows_max: int = 4
+    turn_rows_max: int = 2
     # After so many such turns what was taken is committed, although nobody waits for it and more is to come.
-    commit_postponed_turns_max: int = 16
+    commit_postponed_turns_max: int = 32
     # One request to the registry; below its body limit with room for the envelope.
     drain_batch_max_bytes: int = 512 * KIB
 

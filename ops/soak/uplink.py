@@ -1,6 +1,7 @@
 """`uplink`: what a slow and a dead uplink cost a zone's own clients. N is the number of rounds.
 
-Three peers, one zone. Creates, reads and lists arrive at the zone's gateway at a steady rate; in each round there is a
+Three peers, one zone. Creates, reads and lists arrive at the zone's gateway as those of many clients do: evenly spaced
+ones would keep step with what each create sets off at a near registry, and never meet it. In each round there is a
 phase with a quiet uplink, one with `ONE_WAY_MS` on every link to the registry, each way, and one in which the links
 accept and answer nothing; the rounds spread what else the machine does over all three. Compared: p99 of creates and of
 reads. At the end the gateway is started again behind the slow uplink: it must come online.
@@ -9,6 +10,7 @@ reads. At the end the gateway is started again behind the slow uplink: it must c
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 import uuid
 from collections import defaultdict
@@ -24,6 +26,7 @@ from ops.soak.outcome import Outcome, quantiles_ms
 from ops.soak.steady_requests import Pace, pace
 
 ROUNDS, PHASE_S = 10, 12.0
+SEED = 1
 ONE_WAY_MS = 250
 RATIO_MAX = 1.2
 WRITES_PER_S, READS_PER_S = 20.0, 60.0
@@ -46,14 +49,15 @@ class Clients:
 
     def __init__(self, api: ImagesApi) -> None:
         self._api = api
+        self._chance = random.Random(SEED)
         self._paths = ["/v2/images?limit=20"]
         self.samples = Samples()
 
     async def phase(self, name: str, seconds: float) -> None:
         ends = time.monotonic() + seconds
         await asyncio.gather(
-            pace(Pace(WRITES_PER_S, ends), lambda number: self._write(name)),
-            pace(Pace(READS_PER_S, ends), lambda number: self._read(name, number)),
+            pace(Pace(WRITES_PER_S, ends, self._chance), lambda number: self._write(name)),
+            pace(Pace(READS_PER_S, ends, self._chance), lambda number: self._read(name, number)),
         )
 
     def spread(self, phase: str, method: str) -> dict[str, float]:

@@ -27,7 +27,8 @@ class Pace:
 
 
 async def pace(wanted: Pace, ask: Callable[[int], Awaitable[None]]) -> int:
-    """Begin `ask(number)` at this pace; returns how many were begun, once all have ended. Raises what one raised."""
+    """Begin `ask(number)` at this pace, or as fast as answers come; returns how many were begun, once all have ended.
+    Raises what one raised."""
     room = asyncio.Semaphore(_UNDER_WAY_MAX)
     due, number = time.monotonic(), 0
 
@@ -38,7 +39,7 @@ async def pace(wanted: Pace, ask: Callable[[int], Awaitable[None]]) -> int:
             room.release()
 
     async with asyncio.TaskGroup() as tasks:
-        while due < wanted.ends:
+        while max(due, time.monotonic()) < wanted.ends:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             await room.acquire()
             tasks.create_task(one(number))

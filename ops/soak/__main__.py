@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import time
 from collections.abc import Awaitable, Callable
 
@@ -65,7 +66,11 @@ def main() -> int:
     if unknown := [name for name in options.names if name not in RUNS]:
         parser.error(f"{unknown[0]} is none of {', '.join(RUNS)}")
     forget_caller()
-    outcomes = [_measured(name, options.count) for name in options.names or RUNS]
+    try:
+        outcomes = [_measured(name, options.count) for name in options.names or RUNS]
+    except asyncio.CancelledError:
+        print("soak: stopped before its end")
+        return 1
     return 1 if any(outcome.problems or (outcome.slow and not options.any_speed) for outcome in outcomes) else 0
 
 
@@ -83,6 +88,10 @@ def _measured(name: str, count: int | None) -> Outcome:
 
 
 async def _bounded(name: str, count: int | None) -> Outcome:
+    """The run, in time; SIGTERM ends it and what it started."""
+    running = asyncio.current_task()
+    assert running is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     limit_s = LONG_RUN_MAX_S.get(name, RUN_MAX_S)
     try:
         async with asyncio.timeout(limit_s) as bound:

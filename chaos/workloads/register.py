@@ -1,7 +1,8 @@
 """Few hot images whose names are registers: read, written, compared and set by clients of every peer and observer.
 
 Each client reads, and then most often sets what it read to a value that nobody else writes; all linearizable. Half of
-the clients know one process of the registry only, so that a peer which wrongly thinks that it leads is asked as well.
+the clients know one process of the registry only, so that a peer which wrongly thinks that it leads is asked as well;
+those of observers, which take no writes, only read.
 """
 
 from __future__ import annotations
@@ -36,21 +37,27 @@ class Register(Workload):
                 await registry.noted("write", asked, _create(client, one, value))
 
     def clients(self, site: Site) -> Sequence[Coroutine[Any, Any, None]]:
-        bound = [client_at(site.cluster, name) for name in site.cluster.voters_and_observers]
+        bound = [client_at(site.cluster, name) for name in site.cluster.peers]
         free = [client_anywhere(site.cluster) for _ in range(FREE_CLIENTS)]
-        return [self._client(site, number, client) for number, client in enumerate([*bound, *free])]
+        readers = [client_at(site.cluster, name) for name in site.cluster.observers]
+        return [
+            self._client(site, number, client, reads_only=client in readers)
+            for number, client in enumerate([*bound, *free, *readers])
+        ]
 
-    async def _client(self, site: Site, number: int, client: Client) -> None:
+    async def _client(self, site: Site, number: int, client: Client, *, reads_only: bool) -> None:
         process = f"register-{number}"
         chance = site.chance(process)
         async with client:
             registry = RegistryClient(client, site.history, process)
             while await site.pace():
-                await self._turn(registry, chance)
+                await self._turn(registry, chance, reads_only)
 
-    async def _turn(self, registry: RegistryClient, chance: random.Random) -> None:
+    async def _turn(self, registry: RegistryClient, chance: random.Random, reads_only: bool) -> None:
         one, client = chance.choice(self._registers), registry.client
         seen = await registry.noted("read", {"uuid": one}, _read(client, one))
+        if reads_only:
+            return
         value = f"{registry.process}-{chance.getrandbits(40):010x}"
         if seen is not None and chance.random() < 0.7:
             asked = {"uuid": one, "base": seen["version"], "value": value}

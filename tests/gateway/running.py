@@ -186,6 +186,8 @@ async def running(directory: Path, **options: Any) -> AsyncIterator[Zone]:
     chosen = settings(directory, **options)
     async with Gateway(chosen) as gateway, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(WAIT_S)) as http:
         yield Zone(gateway, http, plain_tokens(directory))
+        if gateway.failed.done():  # the process would have ended
+            gateway.failed.result()
 
 
 def seed_block(directory: Path, first: int, last: int, **options: Any) -> None:

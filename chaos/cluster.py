@@ -224,14 +224,14 @@ class ClusterUnderTest(Cluster):
         status = self.ask_peer(peer, "/registry/v1/status")
         return status is None or bool(status["recovering"])
 
-    def raftreg(self, *arguments: str) -> str:
+    def raftreg(self, *arguments: str, longest_s: float = config.COMMAND_TIMEOUT_S) -> str:
         """A command of the registry; its output. Raises ProcessError."""
-        return _command("raftreg.cli", *arguments)
+        return _command("raftreg.cli", *arguments, longest_s=longest_s)
 
     def scrub(self) -> None:
         """Have every peer read all its rows again. What it finds ends a peer, and with it the command."""
         with contextlib.suppress(processes.ProcessError):
-            self.raftreg("verify", "--scrub", "--config", str(self.wiring.registry))
+            self.raftreg("verify", "--scrub", "--config", str(self.wiring.registry), longest_s=config.SCRUB_MAX_S)
 
     def backup_file(self, peer: str) -> Path:
         return self.base / f"{peer}.backup"
@@ -251,16 +251,20 @@ class ClusterUnderTest(Cluster):
         return sorted(found)
 
 
-def _command(module: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=config.COMMAND_TIMEOUT_S,
-        check=False,
-    )
+def _command(module: str, *arguments: str, longest_s: float = config.COMMAND_TIMEOUT_S) -> str:
+    said = f"{module} {' '.join(arguments)}"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=longest_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise processes.ProcessError(f"{said} took more than {longest_s:.0f} s") from error
     if done.returncode != 0:
-        raise processes.ProcessError(f"{module} {' '.join(arguments)} failed: {done.stdout}{done.stderr}")
+        raise processes.ProcessError(f"{said} failed: {done.stdout}{done.stderr}")
     return done.stdout

@@ -58,6 +58,8 @@ COMPILE_TIMEOUT_S = 120.0
 # -- the suite
 # A command of ours starts Python and asks a cluster that may be busy.
 COMMAND_TIMEOUT_S = 60.0
+# Every peer reads all its rows again at a pace that leaves room for clients: a minute for what half an hour leaves.
+SCRUB_MAX_S = 300.0
 # A fault lasts longer than an election timeout and than a zone takes to see that it is cut off, so that both happen.
 FAULT_MIN_S, FAULT_MAX_S = 1.5, 5.0
 # Between two faults clients get some ordinary answers.

@@ -145,7 +145,7 @@ async def _worked(site: Site, workloads: Sequence[Workload], faults: Coroutine[A
             for client in workload.clients(site):
                 tasks.create_task(_noting(workload.name, client, troubles))
         try:
-            await faults
+            await _noting("the sequence of faults", faults, troubles)
         finally:
             site.stopped.set()
     return troubles

@@ -104,6 +104,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=config.COMMAND_TIMEOUT_S, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=config.COMMAND_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ProcessError(str(error)) from error
     if done.returncode != 0:
         raise ProcessError(f"{' '.join(command)} failed: {done.stderr.strip()}")

@@ -277,7 +277,7 @@ async def test_backups_follow_each_other_and_a_later_start_knows_the_last(tmp_pa
         await until(lambda: later.status()["last"] is not None, "the last backup to be known")
         assert later.status()["last"]["seconds"] is None
         assert later.status()["last"]["file"] == newest
-        assert later.reader_age_s() == 0.0
+        await until(lambda: later.reader_age_s() == 0.0, "it to be found recent enough")
     full = scheduled(peer, directory, disk_reserve_bytes=1 << 60)
     async with keeping(full) as (later, failures):
         await until(lambda: failures != [], "a failure")

@@ -5,6 +5,7 @@ A machine that lets nobody mount anything has none; `missing` says why.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -16,6 +17,8 @@ from chaos import config
 from ops.dev.processes import ProcessError
 
 _FILLER = "filler"
+# What a disk is filled with: as much as fits of the first, then of the next.
+_PIECES = (64 << 20, 1 << 20, 4 << 10)
 
 
 class SmallDisks:
@@ -59,9 +62,15 @@ class SmallDisks:
             aside.rename(store)
 
     def fill(self, store: Path, left: int) -> None:
-        """Take up all of the small disk below `store` but so many bytes. Raises ProcessError."""
-        free = shutil.disk_usage(store).free
-        _run("fallocate", "-l", str(max(free - left, 1)), str(store / _FILLER))
+        """Take up all of the small disk below `store` but so many bytes; who writes there meanwhile has less."""
+        handle = os.open(store / _FILLER, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            for piece in _PIECES:
+                with contextlib.suppress(OSError):
+                    while shutil.disk_usage(store).free - left >= piece:
+                        os.posix_fallocate(handle, os.fstat(handle).st_size, piece)
+        finally:
+            os.close(handle)
 
     def remove_all(self) -> None:
         """Unmount whatever there is, with all that it holds."""

@@ -80,6 +80,10 @@ class Status:
         position = self.catalogue.position(self.store.read())
         return "none" if position is None else f"{position[0]}.{position[1]}"
 
+    async def durable(self) -> None:
+        """What was told so far is on the disk."""
+        await self.store.durable()
+
     async def reached(self, cursor: str) -> None:
         """Wait until the catalogue is as new as `cursor`, seen elsewhere. Raises BadRequest, Unavailable."""
         match = re.fullmatch(r"([0-9]{1,18})\.([0-9]{1,18})", cursor)

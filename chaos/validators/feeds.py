@@ -10,6 +10,7 @@ them, read in one go after the run; `gone` stands in a change for an image that 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -29,12 +30,13 @@ def judge_feeds(operations: Iterable[Operation], changes: Sequence[Change]) -> C
         if operation.kind == "feed" and operation.acknowledged:
             by_consumer[operation.asked["consumer"]].append(operation)
     _rising(check, "the feed read after the run", changes, 0, ())
+    ordered = sorted(changes, key=_revision)
     for consumer, stretches in by_consumer.items():
-        _judge_consumer(check, consumer, stretches, changes)
+        _judge_consumer(check, consumer, stretches, ordered)
     return check
 
 
-def _judge_consumer(check: Check, consumer: str, stretches: list[Operation], changes: Sequence[Change]) -> None:
+def _judge_consumer(check: Check, consumer: str, stretches: list[Operation], ordered: Sequence[Change]) -> None:
     came: int | None = None
     for stretch in stretches:
         after, until = _position(stretch.asked["after"]), _position(stretch.answered["until"])
@@ -42,7 +44,8 @@ def _judge_consumer(check: Check, consumer: str, stretches: list[Operation], cha
             check.breach(f"{consumer} went on at {after}, but had come to {came}", stretch.number)
         got = stretch.answered["changes"]
         _rising(check, consumer, got, after, (stretch.number,))
-        _judge_complete(check, stretch, [c for c in changes if after < c["revision"] <= until])
+        first, end = (bisect_right(ordered, position, key=_revision) for position in (after, until))
+        _judge_complete(check, stretch, ordered[first:end])
         came = until
 
 
@@ -70,6 +73,11 @@ def _judge_complete(check: Check, stretch: Operation, passed: Iterable[Change]) 
             f"{consumer} got revision {revision} as {got[revision]} instead of {expected[revision]}",
             stretch.number,
         )
+
+
+def _revision(change: Change) -> int:
+    revision: int = change["revision"]
+    return revision
 
 
 def _content(change: Change) -> tuple[Any, Any]:

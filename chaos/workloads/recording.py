@@ -83,7 +83,10 @@ class ZoneClient:
         try:
             answer = await self.ask(method, path, **options)
         except aiohttp.ClientConnectorError:
-            self._history.fail(operation, code="refused connection")
+            # A connection that ends without an answer makes aiohttp send again what is idempotent: only of the others
+            # is it known that nothing came there.
+            note = self._history.fail if method in ("POST", "PATCH") else self._history.info
+            note(operation, code="refused connection", gave_up=time.monotonic())
             return None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._history.info(operation, code=type(error).__name__, gave_up=time.monotonic())

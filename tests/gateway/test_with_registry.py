@@ -326,3 +326,30 @@ async def test_a_feed_that_cannot_go_on_is_resynced_and_only_what_was_deleted_lo
         assert await zone.names() == ["kept"]
         assert await zone.data(kept) == BLOB
         await until(lambda: zone.gateway.data.used_bytes == len(BLOB), "the bytes of the deleted image to go")
+
+
+async def test_what_the_headers_tell_is_on_the_disk_before_anybody_hears_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with registry(tmp_path) as cluster, running(tmp_path / "fra", registry=cluster) as fra:
+        store, status = fra.gateway.store, fra.gateway.status
+        told, durable = status.cursor, store.durable
+        waited: list[bool] = []
+
+        def cursor() -> str:
+            """A change of the feed comes at the very moment at which the headers are made."""
+            with store.transaction() as txn:
+                epoch, revision = fra.gateway.catalogue.position(txn) or (1, 0)
+                fra.gateway.catalogue.advance(txn, (epoch, revision + 1))
+            waited.append(False)
+            return told()
+
+        def waiting() -> asyncio.Future[None]:
+            waited.append(True)
+            return durable()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(status), "cursor", lambda _: cursor())
+            patch.setattr(store, "durable", waiting)
+            assert await fra.status("GET", "/v2/images") == 200
+        assert waited[-2:] == [False, True]

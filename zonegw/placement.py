@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from zonegw.data_stores.interface import DEFAULT_STORE, Stored, gather, mint_key
+from zonegw.data_stores.interface import DEFAULT_STORE, Stored, gather, is_key, mint_key
 from zonegw.errors import BadRequest, BodyTooLarge, DataUnavailable, GatewayError
 from zonegw.limits import Limits
 from zonegw.own_stores import OwnStores
@@ -159,7 +159,10 @@ class Placement:
         if name in away:
             return
         try:
-            await self._own.get(name).delete(key)
+            if is_key(key):
+                await self._own.get(name).delete(key)
+            else:  # no store can hold it, and one such row must not end the gateway
+                log.error("%r was listed for removal and is not a data key; nothing is stored under it", key)
         except (OSError, GatewayError) as error:
             log.error("bytes %s can't be removed from store %s now (%s); tried again", key, name, error)
             away.add(name)

@@ -18,6 +18,7 @@ from tests.gateway.test_imports import files, imported, method, no_bytes
 from tests.gateway.test_stores import TO_AMS, seen, two_zones
 from tests.registry import Registry, registry
 from tests.registry import until as until_so
+from zonegw.data_stores.interface import DEFAULT_STORE
 
 FORMATS = {"disk_format": "raw", "container_format": "bare"}
 
@@ -99,6 +100,23 @@ async def test_a_zone_that_was_off_during_a_delete_loses_the_bytes_when_it_is_ba
             assert await fra.status("GET", gone["self"]) == 404
             assert rows(fra, "unseen") == 0
             assert fra.gateway.feed.resyncs == int(compacted)
+
+
+async def test_a_location_that_names_no_data_key_ends_no_gateway(tmp_path: Path) -> None:
+    """The registry takes any text as a key, from whoever may write to it."""
+    location = {"zone": "fra", "store": DEFAULT_STORE, "key": "not a data key", "size": 1, "status": "active"}
+    async with (
+        registry(tmp_path) as cluster,
+        cluster.client() as client,
+        running(tmp_path / "fra", registry=cluster, **PROMPT) as fra,
+    ):
+        attributes = {"name": "n", "status": "active", "size": 1, **FORMATS}
+        made = await client.create_image(attributes=attributes, locations=[location])
+        image = {"id": made["uuid"]}
+        await client.delete_image(image["id"], force=True)
+        await confirmed(client, image)
+        await until(lambda: rows(fra, "garbage") == 0, "the row to go")
+        assert not fra.gateway.failed.done()
 
 
 @pytest.mark.slow

@@ -48,13 +48,19 @@ async def test_writes_of_one_turn_share_one_commit_and_are_durable_after_it(stor
         assert committed.stat(store.env.open_db(b"queue", txn=committed, create=False))["entries"] == 50
 
 
-async def test_a_reader_waits_for_what_it_saw_to_be_durable(store: Store) -> None:
+async def test_clients_see_what_is_written_once_it_is_durable(store: Store) -> None:
+    told: list[bytes | None] = []
+    store.on_durable = lambda: told.append(store.committed().get("queue", b"k"))
+    assert store.committed().get("queue", b"k") is None
     with store.transaction() as txn:
         txn.put("queue", b"k", b"v")
     assert store.read().get("queue", b"k") == b"v"
+    assert store.committed().get("queue", b"k") is None
     waiting = store.durable()
     assert not waiting.done()
     await waiting
+    assert store.committed().get("queue", b"k") == b"v"
+    assert told == [b"v"]
     assert store.durable().done()
 
 

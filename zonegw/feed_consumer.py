@@ -47,6 +47,7 @@ class FeedConsumer:
         self._complete_to: float | None = None
         self._confirmations: deque[tuple[Position, float]] = deque()
         self._resync = False
+        self._taken = False  # something that is not on the disk yet, and so not seen by readers
         self.current = False
         self.last_error: str | None = None
         self.resyncs = 0
@@ -78,15 +79,15 @@ class FeedConsumer:
     def _settle_confirmations(self) -> None:
         if not self._confirmations:
             return
-        position = self._catalogue.position(self._store.read()) or (0, 0)
+        position = self._catalogue.position(self._store.committed()) or (0, 0)
         while self._confirmations and self._confirmations[0][0] <= position:
             _, complete_to = self._confirmations.popleft()
             self._complete_to = max(complete_to, self._complete_to or complete_to)
             self._wake_waiting()
 
     async def reached(self, position: Position) -> None:
-        """Wait until the catalogue contains everything up to `position`."""
-        while (self._catalogue.position(self._store.read()) or (0, 0)) < position:
+        """Wait until readers see everything up to `position`."""
+        while (self._catalogue.position(self._store.committed()) or (0, 0)) < position:
             await self._moved.wait()
 
     async def confirmed(self) -> None:
@@ -99,6 +100,13 @@ class FeedConsumer:
                     await self._moved.wait()
         except TimeoutError:
             raise Degraded("what the registry has can't be known while it is away: try again when it is back") from None
+
+    def durable(self) -> None:
+        """What was taken so far is on the disk."""
+        if self._taken:
+            self._taken = False
+            self._wake_waiting()
+            self._settle_confirmations()
 
     def _wake_waiting(self) -> None:
         """The catalogue has moved, or is known to be newer."""
@@ -175,8 +183,7 @@ class FeedConsumer:
                 deleted = self._apply(txn, message)
                 self._catalogue.advance(txn, message["position"])
                 self._drop_outside(txn, message)
-            self._wake_waiting()
-            self._settle_confirmations()
+                self._taken = True
             if message.get("kind") == "zone":
                 self.on_zone_changed()
             if deleted is not None:

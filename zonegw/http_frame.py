@@ -58,8 +58,6 @@ class Freshness(Protocol):
 
     def cursor(self) -> str: ...
 
-    async def durable(self) -> None: ...
-
     async def reached(self, cursor: str) -> None: ...
 
 
@@ -106,7 +104,6 @@ def answering(freshness: Freshness, metrics: GatewayMetrics, limits: Limits) -> 
         response.headers["X-Zonegw-State"] = freshness.state
         response.headers["X-Zonegw-Staleness"] = "unknown" if staleness is None else f"{staleness:.3f}"
         response.headers[REVISION] = freshness.cursor()
-        await freshness.durable()  # or a crash could take back what the headers tell
 
     return answer, stamp
 

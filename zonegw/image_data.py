@@ -89,7 +89,7 @@ class ImageData:
                 virtual_size = inspection.virtual_size(placed["size"])
                 image, position = self._create_active(request, uuid, attributes, properties, placed, virtual_size)
         await images.settle(image, position, request)
-        return await images.show(request.who, uuid)
+        return images.show(request.who, uuid)
 
     def _room(self, image: Image, body: AsyncIterator[bytes], size: int | None) -> AsyncIterator[bytes]:
         """The body, within what the owner may still have. Raises QuotaExceeded."""
@@ -158,7 +158,7 @@ class ImageData:
 
     async def source(self, who: Identity, uuid: str) -> Source | None:
         """Where to read the image's bytes, or None for an image without data yet."""
-        image = await self._images.show(who, uuid)
+        image = self._images.show(who, uuid)
         policy = self._images.policy
         policy.require("download_image", who, image)
         if image["status"] == "deactivated":

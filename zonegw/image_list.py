@@ -1,7 +1,7 @@
 """Use case: one page of the images that an identity may see.
 
 The indexes give candidates in order; the page ends when it is full or `list_scan_max` rows were read, and says where to
-go on. Between chunks of rows other requests get their turn; every chunk is read afresh from where the last ended.
+go on. Between chunks of rows other requests get their turn; every chunk is read afresh, from where the last ended.
 """
 
 import asyncio
@@ -34,7 +34,6 @@ async def page(images: Images, who: Identity, query: ListQuery) -> Page:
     """One page. Raises BadRequest for a marker that `who` can't see."""
     images.policy.require("get_images", who)
     found = await _collect(images, who, query)
-    await images.store.durable()
     return Page([images.readable(who, images.present(image)) for image in found.images], found.next_marker, found.end)
 
 
@@ -66,7 +65,7 @@ async def _collect(images: Images, who: Identity, query: ListQuery) -> Page:
 
 def _numbered_page(images: Images, who: Identity, query: ListQuery) -> Page:
     """The one image with a number, if there is one that the query lists."""
-    txn = images.store.read()
+    txn = images.store.committed()
     image = images.catalogue.by_number(txn, query.number or 0)
     found = None if image is None else _listed(images, txn, who, query, image["uuid"])
     return Page([found] if found and found["uuid"] != query.marker else [], None)
@@ -125,7 +124,7 @@ async def _walked_page(
     images: Images, who: Identity, query: ListQuery, scopes: list[bytes], sort: str, value: bytes, reverse: bool
 ) -> Page:
     """A page in the order of an index: straight from it."""
-    txn = images.store.read()
+    txn = images.store.committed()
     mark = _marked(images, txn, who, query)
     after = _place(mark, sort) if mark else query.after
     found: list[Image] = []
@@ -148,7 +147,7 @@ async def _walked_page(
         scanned += rows
         del walker
         await asyncio.sleep(0)
-        txn = images.store.read()
+        txn = images.store.committed()
 
 
 def _walk(
@@ -174,7 +173,7 @@ def _listed(images: Images, txn: Txn, who: Identity, query: ListQuery, uuid: str
 async def _sorted_page(images: Images, who: Identity, query: ListQuery, scopes: list[bytes]) -> Page:
     """A page in an order that no index has: images are read by the first key, as many as the page takes and those that
     are equal to the last of them, and put in order in memory."""
-    txn = images.store.read()
+    txn = images.store.committed()
     mark = _marked(images, txn, who, query)
     start = _before_group_of(mark, query) if mark else None
     found: list[Image] = []
@@ -195,7 +194,7 @@ async def _sorted_page(images: Images, who: Identity, query: ListQuery, scopes: 
             return Page(found, ids[-1])
         start = _behind_group_of(read[-1], query)
         await asyncio.sleep(0)
-        txn = images.store.read()
+        txn = images.store.committed()
 
 
 def _whole_groups(images: Images, txn: Txn, query: ListQuery, scopes: list[bytes], start: bytes | None) -> list[Image]:

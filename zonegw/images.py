@@ -113,11 +113,10 @@ class Images:
 
     # Reads.
 
-    async def show(self, who: Identity, uuid: str) -> Image:
-        """The image, once what it shows is on the disk. Raises NotFound for what `who` may not know of."""
-        image = self.find(self.store.read(), who, uuid)
+    def show(self, who: Identity, uuid: str) -> Image:
+        """The image as it is on the disk. Raises NotFound for what `who` may not know of."""
+        image = self.find(self.store.committed(), who, uuid)
         self.policy.require("get_image", who, image)
-        await self.store.durable()
         return self.readable(who, image)
 
     def find(self, txn: Txn, who: Identity, uuid: str) -> Image:
@@ -131,12 +130,12 @@ class Images:
             raise NotFound(f"No image found with ID {uuid}")
         return self.present(image)
 
-    async def numbered(self, who: Identity, number: int) -> Image:
+    def numbered(self, who: Identity, number: int) -> Image:
         """The image with this number. Raises NotFound as `show` does."""
-        image = self.catalogue.by_number(self.store.read(), number)
+        image = self.catalogue.by_number(self.store.committed(), number)
         if image is None or not visibility.may_see(who, image):
             raise NotFound(f"No image found with ID {number}")
-        return await self.show(who, image["uuid"])
+        return self.show(who, image["uuid"])
 
     def readable(self, who: Identity, image: Image) -> Image:
         """The image without the properties that are protected from this reader."""
@@ -170,7 +169,7 @@ class Images:
             )
             position = self.queue.highest_position(txn)
         await self.settle(image, position, request)
-        return image if request.wait_s is None else await self.show(request.who, image["uuid"])
+        return image if request.wait_s is None else self.show(request.who, image["uuid"])
 
     def check_create(
         self, who: Identity, attributes: dict[str, Any], properties: dict[str, str], tags: list[str]
@@ -245,7 +244,7 @@ class Images:
             return self.readable(request.who, image)
         self._check_update(request.who, image, changes)
         await self.change(request, uuid, changes, "modify_image")
-        return await self.show(request.who, uuid)
+        return self.show(request.who, uuid)
 
     async def change(self, request: Request, uuid: str, changes: Changes, action: str) -> None:
         """Acknowledge checked changes for somebody who may do `action` with the image."""
@@ -382,6 +381,7 @@ class Images:
         wait_s = None if request is None else request.wait_s
         if self.registry is not None and (wait_s is not None or image["home_zone"] != self.zone):
             await self.registry.verdict(position, self.limits.registry_wait_max_s if wait_s is None else wait_s)
+            await self.store.durable()
 
     async def _acknowledged(self) -> None:
         await self.store.durable()

@@ -116,7 +116,7 @@ class ImagesV1:
         if body is not None:
             size = _announced_size(request, meta)
             await self.data.upload(asking(request), image["uuid"], body, size, meta.checksum, meta.store)
-            image = await self.images.show(identity(request), image["uuid"])
+            image = self.images.show(identity(request), image["uuid"])
         return _answer(image)
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
@@ -127,7 +127,7 @@ class ImagesV1:
         text = request.match_info["id"]
         if not (text.isascii() and text.isdigit()) or len(text) > 18 or int(text) > NUMBER_MAX:
             raise NotFound(f"No image found with ID {text}")
-        return await self.images.numbered(identity(request), int(text))
+        return self.images.numbered(identity(request), int(text))
 
     def _meta(self, request: web.Request) -> Meta:
         meta = v1_headers.from_headers(request.headers.items())

@@ -61,12 +61,12 @@ class ImagesV2:
         return json_response(self._present(request, image), status=201, headers=headers)
 
     async def show(self, request: web.Request) -> web.Response:
-        image = await self.images.show(identity(request), request.match_info["id"])
+        image = self.images.show(identity(request), request.match_info["id"])
         return json_response(self._present(request, image))
 
     async def update(self, request: web.Request) -> web.Response:
         uuid = request.match_info["id"]
-        current = await self.images.show(identity(request), uuid)
+        current = self.images.show(identity(request), uuid)
         body = await json_body(request, self.limits, any_type=True)
         changes = parse_patch(request.content_type, body, current, self.limits)
         image = await self.images.update(asking(request), current["uuid"], changes)

@@ -55,7 +55,7 @@ class TasksV2:
         raise NotFound(f"No task found with ID {request.match_info['id']}")
 
     async def of_image(self, request: web.Request) -> web.Response:
-        image = await self.images.show(identity(request), request.match_info["id"])
+        image = self.images.show(identity(request), request.match_info["id"])
         jobs = self.imports.tasks(identity(request), image["uuid"])
         return json_response({"tasks": [self._task(job) for job in jobs]})
 

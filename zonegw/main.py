@@ -134,6 +134,7 @@ class Gateway:
         self.feed = FeedConsumer(self.store, self.catalogue, self.uplink, limits, tenants, on_deleted=self._tombstone)
         self.retries = Retries(self.store, self.queue, self.catalogue, limits, on_queued=self.drainer.wake)
         self.uplink.on_confirmed = self.feed.confirm
+        self.store.on_durable = self.feed.durable
         self.feed.on_zone_changed = self.zones.changed
         self.feed.on_removed, self.feed.on_unseen = self._removed, self.deletions.unseen
         self.feed.may_enter, self.feed.on_bootstrapped = self.drainer.may_enter, self._bootstrapped

@@ -101,7 +101,7 @@ class Members:
     # Rules.
 
     async def _shown(self, who: Identity, uuid: str, action: str) -> Image:
-        image = await self._images.show(who, uuid)
+        image = self._images.show(who, uuid)
         self._check_shared(image)
         self._images.policy.require(action, who, image)
         return image

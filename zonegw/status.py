@@ -77,12 +77,9 @@ class Status:
         return self.feed.staleness_s()
 
     def cursor(self) -> str:
-        position = self.catalogue.position(self.store.read())
+        """Where in the feed clients read."""
+        position = self.catalogue.position(self.store.committed())
         return "none" if position is None else f"{position[0]}.{position[1]}"
-
-    async def durable(self) -> None:
-        """What was told so far is on the disk."""
-        await self.store.durable()
 
     async def reached(self, cursor: str) -> None:
         """Wait until the catalogue is as new as `cursor`, seen elsewhere. Raises BadRequest, Unavailable."""

@@ -2,7 +2,8 @@
 
 - Every use case runs in a child transaction: it happens as a whole or not at all.
 - What was written during one turn of the loop is committed with one fsync at the end of that turn (group commit).
-- Whoever answers a client awaits `durable()` first: nothing that a crash could take back is ever shown or acknowledged.
+- Whoever acknowledges a write awaits `durable()` first, and clients read `committed()`: nothing that a crash could take
+  back is ever shown or acknowledged.
 - A failed commit stops the process at once: after a failed fsync nobody knows what the disk holds.
 - Growth is refused before the quota is passed; deletes and acks go on from a reserve.
 """
@@ -124,6 +125,9 @@ class Store:
         self._dbs = {name: self.env.open_db(name.encode()) for name in TABLES}
         self._page = int(self.env.stat()["psize"])
         self._txn = self.env.begin(write=True)
+        self._committed: lmdb.Transaction | None = None
+        # Told of every commit, behind those who waited for it.
+        self.on_durable: Callable[[], None] = lambda: None
         self._waiters: list[asyncio.Future[None]] = []
         self._dirty = False
         self._commit_due = False
@@ -144,8 +148,14 @@ class Store:
             )
 
     def read(self) -> Txn:
-        """A view of everything written so far; valid until the next await."""
+        """A view of everything written so far, for work that goes on from there; valid until the next await."""
         return Txn(self._txn, self._dbs)
+
+    def committed(self) -> Txn:
+        """A view of what is on the disk, for clients; valid until the next await. It waits for nobody's commit."""
+        if self._committed is None:
+            self._committed = self.env.begin()
+        return Txn(self._committed, self._dbs)
 
     @contextmanager
     def transaction(self, *, grows: bool = False, reserved: bool = False) -> Iterator[Txn]:
@@ -213,6 +223,7 @@ class Store:
         if self._closed:
             return
         started = time.perf_counter()
+        self._end_committed()
         try:
             self._txn.commit()
             self._txn = self.env.begin(write=True)
@@ -226,8 +237,15 @@ class Store:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+        self.on_durable()
         if self.on_commit is not None:
             self.on_commit(time.perf_counter() - started)
+
+    def _end_committed(self) -> None:
+        """The view is of the commit before; while it lasts, it keeps pages from being used again."""
+        if self._committed is not None:
+            self._committed.abort()
+            self._committed = None
 
     def used_bytes(self) -> int:
         """Bytes of the pages that hold rows; free pages inside the file don't count."""
@@ -245,6 +263,7 @@ class Store:
         """Commit and close; nothing may use the store afterwards."""
         self.commit()
         self._closed = True
+        self._end_committed()
         self._txn.abort()
         self.env.close()
         os.close(self._lock)

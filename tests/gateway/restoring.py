@@ -93,7 +93,7 @@ async def zone_of(registry: Restorable, directory: Path, zone: str = "fra", **li
 async def in_epoch(zone: Zone, epoch: int) -> None:
     """Wait for a catalogue of this epoch, and until all that was pending has its verdict."""
     gateway = zone.gateway
-    await until(lambda: gateway.catalogue.epoch(gateway.store.read()) == epoch, f"a catalogue of epoch {epoch}")
+    await until(lambda: gateway.catalogue.epoch(gateway.store.committed()) == epoch, f"a catalogue of epoch {epoch}")
     await zone.drained_but_parked()
 
 
@@ -105,7 +105,7 @@ def parked(zone: Zone) -> list[tuple[str, str, str]]:
 
 def garbage(zone: Zone) -> int:
     """How many bytes' keys wait for their removal."""
-    return zone.gateway.store.read().count("garbage")
+    return zone.gateway.store.committed().count("garbage")
 
 
 def files(zones: Iterable[Zone]) -> dict[Path, bytes]:

@@ -126,7 +126,7 @@ class Zone:
         gateway = self.gateway
         await until(lambda: gateway.status.state == "online", f"online: {gateway.status.document()}")
         await until(lambda: gateway.queue.depth(gateway.store.read()) == 0, "an empty queue")
-        await until(lambda: not list(gateway.catalogue.overlaid(gateway.store.read())), "an empty overlay")
+        await until(lambda: not list(gateway.catalogue.overlaid(gateway.store.committed())), "an empty overlay")
 
     async def drained_but_parked(self) -> None:
         """Wait until nothing is pending; parked writes stay laid over the catalogue."""

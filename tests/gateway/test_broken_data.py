@@ -250,7 +250,9 @@ async def test_a_source_zone_that_dies_during_a_download_never_makes_a_complete_
         fra.gateway.interzone._endpoints = lambda zone: [url]
         image = await ams.create_active(BLOB, user="root", visibility="public")
         catalogue, store, cache = fra.gateway.catalogue, fra.gateway.store, fra.gateway.cache
-        await until(lambda: (catalogue.get(store.read(), image["id"]) or {}).get("status") == "active", "the image")
+        await until(
+            lambda: (catalogue.get(store.committed(), image["id"]) or {}).get("status") == "active", "the image"
+        )
         way.bytes_max = 2 * MIB
         got = await torn(fra, image)
         assert BLOB.startswith(got)

@@ -18,7 +18,7 @@ from zonegw.data_stores.interface import mint_key
 
 def shown(zone: Zone, image: dict[str, Any]) -> dict[str, Any] | None:
     """The image as the zone's tenants see it."""
-    return zone.gateway.catalogue.get(zone.gateway.store.read(), image["id"])
+    return zone.gateway.catalogue.get(zone.gateway.store.committed(), image["id"])
 
 
 def location(zone: Zone, image: dict[str, Any]) -> dict[str, Any]:

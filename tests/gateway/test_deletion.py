@@ -24,7 +24,7 @@ FORMATS = {"disk_format": "raw", "container_format": "bare"}
 
 
 def rows(zone: Zone, table: str) -> int:
-    return zone.gateway.store.read().count(table)
+    return zone.gateway.store.committed().count(table)
 
 
 async def holders(client: Client, image: dict[str, Any]) -> list[str]:
@@ -168,17 +168,19 @@ async def test_bytes_of_images_that_the_registry_does_not_know_stay_and_are_aske
         await registry.restore(file, fra)
         await in_epoch(fra, 2)
         key = UUID(image["id"]).bytes
-        await until(lambda: fra.gateway.store.read().row("unseen", key)["fate"] == "unknown", "the registry's word")
+        await until(
+            lambda: fra.gateway.store.committed().row("unseen", key)["fate"] == "unknown", "the registry's word"
+        )
         assert [path.read_bytes() for path in files(fra)] == [b"bytes"]
         async with registry.cluster.client() as client:
             assert await fra.status("GET", image["self"]) == 404
             again = {name: image[name] for name in ("name",)}
-            location = fra.gateway.store.read().row("unseen", key)["image"]["locations"][0]
+            location = fra.gateway.store.committed().row("unseen", key)["image"]["locations"][0]
             await client.create_image(uuid=image["id"], attributes=again, locations=[location])
             fra.gateway.deletions.ask()
-            await until(lambda: fra.gateway.catalogue.get(fra.gateway.store.read(), image["id"]) is not None, "it")
+            await until(lambda: fra.gateway.catalogue.get(fra.gateway.store.committed(), image["id"]) is not None, "it")
             # The same UUID under another number: it is not known that this is the same image.
-            assert fra.gateway.store.read().row("unseen", key)["fate"] == "unknown"
+            assert fra.gateway.store.committed().row("unseen", key)["fate"] == "unknown"
         assert [path.read_bytes() for path in files(fra)] == [b"bytes"]
 
 
@@ -231,7 +233,7 @@ async def test_an_image_that_left_the_tenant_set_loses_its_bytes_only_when_it_is
         await until(lambda: rows(fra, "unseen") == 1, "the image to leave the catalogue")
         fra.gateway.deletions.ask()
         key = UUID(image["id"]).bytes
-        await until(lambda: fra.gateway.store.read().row("unseen", key)["fate"] == "live", "the registry's word")
+        await until(lambda: fra.gateway.store.committed().row("unseen", key)["fate"] == "live", "the registry's word")
         assert await fra.status("GET", image["self"]) == 404
         assert len(files(fra)) == 1
         await client.delete_image(image["id"], force=True)

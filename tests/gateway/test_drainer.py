@@ -107,7 +107,7 @@ async def test_a_delete_that_another_side_made_first_leaves_no_overlay_though_th
         assert await zone.status("DELETE", image["self"]) == 204
         deleted = await client.delete_image(image["id"], force=True)
         feed, store = zone.gateway.feed, zone.gateway.store
-        position = zone.gateway.catalogue.position(store.read()) or (0, 0)
+        position = zone.gateway.catalogue.position(store.committed()) or (0, 0)
         async with asyncio.timeout(20):
             await feed.reached((position[0], deleted["revision"]))
         gate.set()

@@ -54,7 +54,7 @@ async def test_a_block_that_ends_offline_stops_v1_alone_until_the_registry_is_ba
         await zone.drained()
     v1 = {"x-image-meta-name": "old client", "x-image-meta-disk_format": "raw", "x-image-meta-container_format": "bare"}
     async with running(tmp_path / "fra") as zone:
-        on_hand = zone.gateway.ids.on_hand(zone.gateway.store.read())
+        on_hand = zone.gateway.ids.on_hand(zone.gateway.store.committed())
         assert await zone.status("POST", "/v1/images", headers=v1) == 201
         assert None not in await create(zone, on_hand - 1)
         assert await create(zone, 3) == [None, None, None]

@@ -26,7 +26,7 @@ async def test_an_image_has_one_number_in_every_zone_and_its_data_come_from_the_
         assert (await client.get_image(number))["uuid"] == made["properties"]["os_glance_uuid"]
         catalogue = fra.gateway.catalogue
         await until(
-            lambda: (catalogue.by_number(fra.gateway.store.read(), number) or {}).get("status") == "active",
+            lambda: (catalogue.by_number(fra.gateway.store.committed(), number) or {}).get("status") == "active",
             "the image to come by the feed",
         )
         assert (await head(fra, number))["property-key"] == "value"
@@ -34,7 +34,7 @@ async def test_an_image_has_one_number_in_every_zone_and_its_data_come_from_the_
             assert await answer.read() == BLOB
         assert await put(fra, number, headers=meta(name="renamed"), user="root") == 200
         await until(
-            lambda: (ams.gateway.catalogue.by_number(ams.gateway.store.read(), number) or {})["name"] == "renamed",
+            lambda: (ams.gateway.catalogue.by_number(ams.gateway.store.committed(), number) or {})["name"] == "renamed",
             "the name to come by the feed",
         )
 
@@ -43,7 +43,7 @@ async def test_a_zone_that_lost_the_registry_goes_on_by_its_block_and_drains_lat
     async with registry(tmp_path) as cluster:
         async with running(tmp_path / "fra", registry=cluster) as fra:
             await fra.drained()
-            await until(lambda: fra.gateway.ids.on_hand(fra.gateway.store.read()) > 0, "a block to be granted")
+            await until(lambda: fra.gateway.ids.on_hand(fra.gateway.store.committed()) > 0, "a block to be granted")
         async with running(tmp_path / "fra") as cut_off:
             number = (await create(cut_off, BLOB, name="backup"))["id"]
             assert await cut_off.status("PUT", f"/v1/images/{number}/members/other") == 204

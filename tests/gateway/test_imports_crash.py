@@ -131,7 +131,7 @@ async def test_an_import_to_two_stores_that_was_killed_between_them_ends_with_on
             await until(lambda: job_is_over(fra, image), "the import to end")
             assert (await fra.get(image["self"]))["stores"] == "fra,ams"
             await until(lambda: len(files(fra)) == len(files(ams)) == 1, "what the first life left behind to go")
-            await until(lambda: fra.gateway.store.read().count("far_garbage") == 0, "the note of it to go")
+            await until(lambda: fra.gateway.store.committed().count("far_garbage") == 0, "the note of it to go")
             assert await fra.data(image) == BLOB
 
 

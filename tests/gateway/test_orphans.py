@@ -70,7 +70,7 @@ async def test_whatever_owns_bytes_keeps_them_off_the_list(tmp_path: Path, capsy
 
         running_one = await fra.create(name="running", disk_format="raw", container_format="bare")
         upload = asyncio.create_task(fra.status("PUT", f"{running_one['self']}/file", data=body(), headers=OCTETS))
-        await until(lambda: fra.gateway.store.read().count("uploads") == 1, "the upload to be under way")
+        await until(lambda: fra.gateway.store.committed().count("uploads") == 1, "the upload to be under way")
         lost = [lost_bytes(fra) for _ in range(3)]
         assert len(files(fra)) >= 8
         assert await keys(fra, capsys) == set(lost)
@@ -84,7 +84,7 @@ async def test_only_named_or_old_orphans_are_deleted(tmp_path: Path, capsys: pyt
     async with registry(tmp_path) as cluster, running(tmp_path / "fra", registry=cluster) as fra:
         await fra.drained()
         image = await fra.create_active(b"owned", name="n")
-        owned = fra.gateway.catalogue.get(fra.gateway.store.read(), image["id"])["locations"][0]["key"]  # type: ignore[index]
+        owned = fra.gateway.catalogue.get(fra.gateway.store.committed(), image["id"])["locations"][0]["key"]  # type: ignore[index]
         os.utime(fra.gateway.data.path(owned), (0, 0))
         young, old, older = lost_bytes(fra, age_s=0), lost_bytes(fra), lost_bytes(fra, age_s=4 * DAY_S)
         assert await keys(fra, capsys) == {old, older}
@@ -117,7 +117,7 @@ async def test_bytes_of_an_image_that_the_registry_does_not_know_are_told_with_t
         file = await registry.save()
         image = await fra.create_active(b"bytes", name="n")
         await fra.drained()
-        await until(lambda: fra.gateway.store.read().count("retained") == 0, "the writes to be forgotten")
+        await until(lambda: fra.gateway.store.committed().count("retained") == 0, "the writes to be forgotten")
         await registry.restore(file, fra)
         await in_epoch(fra, 2)
         await until(lambda: not fra.gateway.deletions._asking, "the registry to be asked")

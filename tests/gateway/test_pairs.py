@@ -183,7 +183,7 @@ async def _shown(zone: Zone, image: Image) -> Image | None:
     async with zone.ask("GET", image["self"]) as answer:
         if answer.status == 404:
             return None
-        known = zone.gateway.catalogue.get(zone.gateway.store.read(), image["id"]) or {}
+        known = zone.gateway.catalogue.get(zone.gateway.store.committed(), image["id"]) or {}
         return {**(await answer.json()), "members": list(known["members"])}
 
 

@@ -214,7 +214,7 @@ async def lost(cluster: Registry, directory: Path, client: Client) -> AsyncItera
         zone.gateway.drainer._link = zone.gateway.uplink
         await until(lambda: len(parked(zone)) == 4, f"all to be parked: {zone.gateway.status.document()}")
         await zone.drained_but_parked()
-        await until(lambda: zone.gateway.catalogue.count(zone.gateway.store.read()) == 2, "the feed to tell")
+        await until(lambda: zone.gateway.catalogue.count(zone.gateway.store.committed()) == 2, "the feed to tell")
         yield zone, images
 
 

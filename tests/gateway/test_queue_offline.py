@@ -157,7 +157,7 @@ async def test_a_step_of_the_clock_changes_neither_order_nor_staleness_nor_what_
         await zone.drained()
         assert (await client.get_image(image["id"]))["name"] == "3"
         assert (await client.get_image(drained["id"]))["name"] == "drained-3"
-        read = zone.gateway.store.read()
+        read = zone.gateway.store.committed()
         assert zone.gateway.queue.prunable(read) == []
         assert read.count("retained") == 8
         assert list(zone.gateway.queue.parked(read)) == []

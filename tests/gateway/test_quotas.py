@@ -35,7 +35,7 @@ async def told(zone: Zone, **options: Any) -> dict[str, tuple[int, int]]:
 def counted(zone: Zone) -> dict[str, usage.Used]:
     """Sums over all images, made anew."""
     found: dict[str, usage.Used] = {}
-    for image in zone.gateway.catalogue.all(zone.gateway.store.read()):
+    for image in zone.gateway.catalogue.all(zone.gateway.store.committed()):
         was = found.get(image["owner"], usage.Used())
         size = (image["size"] or 0) * len(image["locations"])
         found[image["owner"]] = usage.Used(was.images + 1, was.size_bytes + size)
@@ -44,7 +44,7 @@ def counted(zone: Zone) -> dict[str, usage.Used]:
 
 def kept(zone: Zone) -> dict[str, usage.Used]:
     """The sums as they are kept."""
-    read = zone.gateway.store.read()
+    read = zone.gateway.store.committed()
     found = {project: usage.of(read, project) for project in ("demo", "other", "admin", "service", "third")}
     assert read.count("usage") == sum(used != usage.Used() for used in found.values())
     return {project: used for project, used in found.items() if used != usage.Used()}
@@ -171,7 +171,7 @@ async def test_the_sums_follow_whatever_happens_to_images_here_and_elsewhere_ove
 
 
 def known(zone: Zone, uuid: str) -> bool:
-    return zone.gateway.catalogue.get(zone.gateway.store.read(), uuid) is not None
+    return zone.gateway.catalogue.get(zone.gateway.store.committed(), uuid) is not None
 
 
 async def something(zone: Zone, chance: random.Random, images: list[dict[str, Any]]) -> None:

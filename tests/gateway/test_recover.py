@@ -38,7 +38,7 @@ async def stopped(cluster: Registry, zone: Zone) -> AsyncIterator[None]:
 
 async def in_epoch(zone: Zone, epoch: int) -> None:
     def resynced() -> bool:
-        position = zone.gateway.catalogue.position(zone.gateway.store.read())
+        position = zone.gateway.catalogue.position(zone.gateway.store.committed())
         return position is not None and position[0] == epoch
 
     await until(resynced, f"a catalogue of epoch {epoch}")

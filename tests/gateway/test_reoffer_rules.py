@@ -144,7 +144,7 @@ async def test_what_was_refused_before_is_not_offered_again(registry: Restorable
         await zone.drained()
         created = await client.create_image(attributes={"name": "of nobody", "visibility": "public", "owner": "demo"})
         foreign = {"self": f"/v2/images/{created['uuid']}"}
-        await until(lambda: zone.gateway.catalogue.known(zone.gateway.store.read(), created["uuid"]), "the image")
+        await until(lambda: zone.gateway.catalogue.known(zone.gateway.store.committed(), created["uuid"]), "the image")
         file = await registry.save()
         await registry.stop(zone)
         assert await zone.rename(image, "ours") == 200
@@ -234,7 +234,7 @@ async def test_the_catalogue_enters_no_epoch_before_what_that_lacks_is_laid_over
         zone.gateway.drainer._sessions._link = SilentLink(zone.gateway.uplink, gate)
         await registry.restore(file, zone)
         await until(lambda: "no handshake there yet" in (zone.gateway.feed.last_error or ""), "the feed to wait")
-        assert zone.gateway.catalogue.epoch(zone.gateway.store.read()) == 1
+        assert zone.gateway.catalogue.epoch(zone.gateway.store.committed()) == 1
         assert await zone.data(image) == BLOB
         gate.set()
         await in_epoch(zone, 2)
@@ -348,7 +348,7 @@ async def test_sessions_that_began_behind_the_backup_are_offered_from_their_firs
             )  # fmt: skip
         zone.gateway.drainer.link_changed(True)
         await until(lambda: bool(zone.gateway.status.document()["sessions_lost"]), "the session to be lost")
-        await until(lambda: zone.gateway.ids.on_hand(zone.gateway.store.read()) > 0, "IDs of the next session")
+        await until(lambda: zone.gateway.ids.on_hand(zone.gateway.store.committed()) > 0, "IDs of the next session")
         assert await zone.rename(image, "2") == 200
         newer = await zone.create(name="newer")
         await zone.drained()

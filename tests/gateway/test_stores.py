@@ -60,7 +60,7 @@ async def seen(zone: Zone, image: dict[str, Any], **expected: Any) -> dict[str, 
 
     def is_so() -> bool:
         nonlocal shown
-        found = zone.gateway.catalogue.get(zone.gateway.store.read(), image["id"])
+        found = zone.gateway.catalogue.get(zone.gateway.store.committed(), image["id"])
         shown = {} if found is None else {**found, "stores": {location["zone"] for location in found["locations"]}}
         return found is not None and all(shown[name] == value for name, value in expected.items())
 
@@ -145,7 +145,7 @@ async def test_a_client_that_breaks_off_leaves_nothing_in_the_other_zone(tmp_pat
         await until(lambda: bool(files(two.ams)), "the data to arrive")
         upload.cancel()
         await no_bytes(two.ams)
-        await until(lambda: two.fra.gateway.store.read().count("uploads") == 0, "the note of the upload to go")
+        await until(lambda: two.fra.gateway.store.committed().count("uploads") == 0, "the note of the upload to go")
         assert (await two.fra.get(image["self"]))["status"] == "queued"
 
 
@@ -320,7 +320,7 @@ async def test_data_that_are_still_coming_in_are_withdrawn_later(tmp_path: Path)
         image, key = await two.fra.create(name="n"), mint_key()
         writing = asyncio.create_task(two.fra.gateway.interzone.write("ams", key, image["id"], body()))
         await begun.wait()
-        await until(lambda: two.ams.gateway.store.read().count("uploads") == 1, "the data to come in")
+        await until(lambda: two.ams.gateway.store.committed().count("uploads") == 1, "the data to come in")
         with pytest.raises(DataUnavailable):
             await two.fra.gateway.interzone.withdraw("ams", key)
         goes_on.set()

@@ -45,7 +45,7 @@ async def all_names(zone: Zone) -> list[str]:
 
 def pass_of(zone: Zone) -> int:
     """Counts bootstraps."""
-    return int(zone.gateway.store.read().row("meta", b"feed.pass"))
+    return int(zone.gateway.store.committed().row("meta", b"feed.pass"))
 
 
 async def test_a_zone_holds_the_images_that_its_tenants_see_from_bootstrap_and_feed(

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -36,14 +36,16 @@ async def in_catalogue(zone: Zone, image: dict[str, Any], **expected: Any) -> No
     """Wait until the zone's tenants see the image with these attributes."""
 
     def seen() -> bool:
-        shown = zone.gateway.catalogue.get(zone.gateway.store.read(), image["id"])
+        shown = zone.gateway.catalogue.get(zone.gateway.store.committed(), image["id"])
         return shown is not None and all(shown[name] == value for name, value in expected.items())
 
     await until(seen, f"{image['id']} with {expected}")
 
 
 async def gone(zone: Zone, image: dict[str, Any]) -> None:
-    await until(lambda: zone.gateway.catalogue.get(zone.gateway.store.read(), image["id"]) is None, "the image to go")
+    await until(
+        lambda: zone.gateway.catalogue.get(zone.gateway.store.committed(), image["id"]) is None, "the image to go"
+    )
 
 
 async def test_what_a_zone_acknowledged_reaches_the_registry_with_its_number(cluster: Registry, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ async def test_wrong_bytes_from_another_zone_never_become_a_complete_answer(clus
         await fra.gateway.zones.refresh()
         image = await ams.create_active(BLOB, user="root", visibility="public")
         await in_catalogue(fra, image, status="active")
-        key = ams.gateway.catalogue.get(ams.gateway.store.read(), image["id"])["locations"][0]["key"]  # type: ignore[index]
+        key = ams.gateway.catalogue.get(ams.gateway.store.committed(), image["id"])["locations"][0]["key"]  # type: ignore[index]
         path = ams.gateway.data.path(key)
         path.write_bytes(BLOB[:-1] + bytes([BLOB[-1] ^ 1]))
         with pytest.raises(aiohttp.ClientPayloadError):
@@ -162,7 +164,7 @@ async def test_only_gateways_read_data_between_zones(cluster: Registry, tmp_path
     async with running(tmp_path / "ams", registry=cluster, zone="ams", gateway="ams-1") as ams:
         await ams.drained()
         image = await ams.create_active(b"x")
-        key = ams.gateway.catalogue.get(ams.gateway.store.read(), image["id"])["locations"][0]["key"]  # type: ignore[index]
+        key = ams.gateway.catalogue.get(ams.gateway.store.committed(), image["id"])["locations"][0]["key"]  # type: ignore[index]
         host, port = ams.gateway.interzone_address or ("", 0)
         url = f"https://{host}:{port}/zonegw/v1/data/{key}"
         for who, status in (("fra-1", 200), ("operator", 403), ("a", 403)):
@@ -328,28 +330,42 @@ async def test_a_feed_that_cannot_go_on_is_resynced_and_only_what_was_deleted_lo
         await until(lambda: zone.gateway.data.used_bytes == len(BLOB), "the bytes of the deleted image to go")
 
 
-async def test_what_the_headers_tell_is_on_the_disk_before_anybody_hears_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with registry(tmp_path) as cluster, running(tmp_path / "fra", registry=cluster) as fra:
-        store, status = fra.gateway.store, fra.gateway.status
-        told, durable = status.cursor, store.durable
-        waited: list[bool] = []
+async def test_clients_are_shown_and_told_only_what_is_on_the_disk(tmp_path: Path) -> None:
+    """A change of the feed is seen, and counted in position and staleness, from its commit on."""
+    async with (
+        registry(tmp_path) as cluster,
+        cluster.client() as client,
+        running(tmp_path / "fra", registry=cluster) as fra,
+    ):
+        image = await fra.create(name="before")
+        await fra.drained()
+        store, feed, status = fra.gateway.store, fra.gateway.feed, fra.gateway.status
+        await feed.confirmed()
+        held = _Held(store.commit)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store, "commit", held)
+            seen, complete_to = status.cursor(), feed._complete_to
+            await client.update_image(image["id"], {"name": "after"}, force=True)
+            number = int(seen.split(".")[1])
+            await until(lambda: (fra.gateway.catalogue.position(store.read()) or (0, 0))[1] > number, "the change")
+            await held.wanted.wait()
+            feed.confirm(fra.gateway.catalogue.position(store.read()) or (0, 0), (complete_to or 0) + 1000)
+            assert await fra.names() == ["before"]
+            assert (await fra.get(image["self"]))["name"] == "before"
+            assert status.cursor() == seen
+            assert feed._complete_to is not None
+            assert feed._complete_to < (complete_to or 0) + 1000
+        held.commit()
+        assert await fra.names() == ["after"]
+        assert status.cursor() > seen
+        assert feed._complete_to == (complete_to or 0) + 1000
 
-        def cursor() -> str:
-            """A change of the feed comes at the very moment at which the headers are made."""
-            with store.transaction() as txn:
-                epoch, revision = fra.gateway.catalogue.position(txn) or (1, 0)
-                fra.gateway.catalogue.advance(txn, (epoch, revision + 1))
-            waited.append(False)
-            return told()
 
-        def waiting() -> asyncio.Future[None]:
-            waited.append(True)
-            return durable()
+class _Held:
+    """A commit that is asked for and does not come."""
 
-        with monkeypatch.context() as patch:
-            patch.setattr(type(status), "cursor", lambda _: cursor())
-            patch.setattr(store, "durable", waiting)
-            assert await fra.status("GET", "/v2/images") == 200
-        assert waited[-2:] == [False, True]
+    def __init__(self, commit: Callable[[], None]) -> None:
+        self.commit, self.wanted = commit, asyncio.Event()
+
+    def __call__(self) -> None:
+        self.wanted.set()

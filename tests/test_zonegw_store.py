@@ -64,6 +64,20 @@ async def test_clients_see_what_is_written_once_it_is_durable(store: Store) -> N
     assert store.durable().done()
 
 
+async def test_views_that_are_kept_take_no_places_from_other_readers(store: Store) -> None:
+    """Requests that pause in the middle of a list keep theirs, and there may be more of them than LMDB has places."""
+    kept = []
+    for number in range(100):
+        with store.transaction() as txn:
+            txn.put("queue", u64(number), b"v")
+        await store.durable()
+        view = store.committed()
+        assert view.count("queue") == len(list(view.scan("queue"))) == number + 1
+        kept.append(view)
+    with pytest.raises(AttributeError):
+        kept[0].count("queue")
+
+
 class LongWork:
     """Writes rows one by one, with a turn of the loop after each."""
 

@@ -59,6 +59,12 @@ class Txn:
         self._txn = txn
         self._dbs = dbs
 
+    def end(self) -> None:
+        """It is of no use any more, whoever still has it. LMDB has places for a few readers alone, and py-lmdb gives
+        one back when nothing refers to its transaction."""
+        self._txn.abort()
+        self._txn = None
+
     def get(self, table: str, key: bytes) -> bytes | None:
         value: bytes | None = self._txn.get(key, db=self._dbs[table])
         return value
@@ -125,7 +131,7 @@ class Store:
         self._dbs = {name: self.env.open_db(name.encode()) for name in TABLES}
         self._page = int(self.env.stat()["psize"])
         self._txn = self.env.begin(write=True)
-        self._committed: lmdb.Transaction | None = None
+        self._committed: Txn | None = None
         # Told of every commit, behind those who waited for it.
         self.on_durable: Callable[[], None] = lambda: None
         self._waiters: list[asyncio.Future[None]] = []
@@ -154,8 +160,8 @@ class Store:
     def committed(self) -> Txn:
         """A view of what is on the disk, for clients; valid until the next await. It waits for nobody's commit."""
         if self._committed is None:
-            self._committed = self.env.begin()
-        return Txn(self._committed, self._dbs)
+            self._committed = Txn(self.env.begin(), self._dbs)
+        return self._committed
 
     @contextmanager
     def transaction(self, *, grows: bool = False, reserved: bool = False) -> Iterator[Txn]:
@@ -244,7 +250,7 @@ class Store:
     def _end_committed(self) -> None:
         """The view is of the commit before; while it lasts, it keeps pages from being used again."""
         if self._committed is not None:
-            self._committed.abort()
+            self._committed.end()
             self._committed = None
 
     def used_bytes(self) -> int:

@@ -17,6 +17,7 @@ from chaos.history import History
 from ops.dev.readout import client_of
 from raftreg import errors
 from raftreg.client import Client, client_ssl_context
+from raftreg.http_once import send_once
 
 Values = dict[str, Any]
 
@@ -47,7 +48,9 @@ class ZoneClient:
 
     async def __aenter__(self) -> ZoneClient:
         self._http = aiohttp.ClientSession(
-            headers={"X-Auth-Token": self._token}, timeout=aiohttp.ClientTimeout(total=config.REQUEST_MAX_S)
+            headers={"X-Auth-Token": self._token},
+            timeout=aiohttp.ClientTimeout(total=config.REQUEST_MAX_S),
+            middlewares=(send_once,),
         )
         return self
 
@@ -83,10 +86,7 @@ class ZoneClient:
         try:
             answer = await self.ask(method, path, **options)
         except aiohttp.ClientConnectorError:
-            # A connection that ends without an answer makes aiohttp send again what is idempotent: only of the others
-            # is it known that nothing came there.
-            note = self._history.fail if method in ("POST", "PATCH") else self._history.info
-            note(operation, code="refused connection", gave_up=time.monotonic())
+            self._history.fail(operation, code="refused connection", gave_up=time.monotonic())
             return None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._history.info(operation, code=type(error).__name__, gave_up=time.monotonic())

@@ -108,6 +108,7 @@ def test_two_set_ups_at_once_make_one_environment(made: Checkout) -> None:
     assert made.installed("alpha") == "1.0"
 
 
+@pytest.mark.slow
 def test_an_environment_that_is_up_to_date_is_left_alone_and_needs_no_package_source(made: Checkout) -> None:
     assert made.prepare(PIP_FIND_LINKS="/nonexistent") == (0, "")
 
@@ -135,6 +136,7 @@ def test_a_package_that_is_not_what_was_locked_is_refused_and_set_up_starts_agai
     assert made.installed("gamma") is None
 
 
+@pytest.mark.slow
 def test_settings_of_pip_and_python_that_point_elsewhere_do_not_divert_it(made: Checkout, tmp_path: Path) -> None:
     before = (made.root / "ops" / "locks" / "test.txt").read_text()
     made.lock(before, made.offer("delta", "1.0"))
@@ -154,6 +156,7 @@ def test_an_environment_whose_interpreter_is_gone_is_made_anew(made: Checkout) -
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.slow
 def test_a_checkout_of_another_user_is_named_with_what_to_do(made: Checkout) -> None:
     (made.env / "made-from").unlink()
     made.env.chmod(0o500)

@@ -54,6 +54,7 @@ async def test_a_gateway_half_a_second_away_comes_online_stays_so_and_drains(tmp
         assert changes == []
 
 
+@pytest.mark.slow
 async def test_what_a_far_registry_said_is_as_old_as_the_way_it_took(tmp_path: Path) -> None:
     async with far_registry(tmp_path) as far, running(tmp_path / "fra", registry=far) as zone:
         await until(lambda: zone.gateway.status.state == "online", "online")

@@ -1,7 +1,7 @@
 """Use case: one page of the images that an identity may see.
 
 The indexes give candidates in order; the page ends when it is full or `list_scan_max` rows were read, and says where to
-go on. Between chunks of rows other requests get their turn; every chunk is read afresh, from where the last ended.
+go on. Between chunks of rows other requests get their turn; every chunk is read afresh from where the last ended.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """`python -m ops.soak [NAME ...] [--count N]` (`make soak`): measure on real processes; figures as JSON, then verdicts.
 
-N is the number of kills, rounds, transfers, reads, images, writes, gateways or consumers, for a shorter look than the
-one that is recorded. What is measured is added to .run/soak/results.jsonl.
+N is the number of kills, rounds, transfers, reads, images, writes, gateways, consumers or operations, for a shorter
+look than the one that is recorded. What is measured is added to .run/soak/results.jsonl.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from ops.dev.cluster import RUN_DIR, forget_caller
 from ops.soak import (
+    checker,
     feed,
     gateway_lists,
     kills,
@@ -48,6 +49,7 @@ RUNS: dict[str, Callable[..., Awaitable[Outcome]]] = {
     "streams": streams.run,
     "uplink": uplink.run,
     "uplink-traffic": uplink_traffic.run,
+    "checker": checker.run,
 }
 # No run takes longer; one that hangs is a failure too. A million images are loaded first.
 RUN_MAX_S = 240.0

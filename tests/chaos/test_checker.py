@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from chaos import config
 from chaos.checker import LINEARIZABLE, UNKNOWN, VIOLATION, Finding, check, check_one
 from chaos.history import FAIL, INFO, OK, Operation
 from chaos.models import IdAllocation, ImageLife, Model, Register
+from ops.soak.checker import history, with_stale_read
 from tests.chaos.stories import Story
 
 
@@ -190,30 +190,8 @@ def test_the_checker_agrees_with_trying_every_order(operations: list[Operation])
     assert (check_one("image", operations, Register()).verdict == LINEARIZABLE) == explained_by_brute_force(operations)
 
 
-def simulated(seed: int, count: int, clients: int, stale: bool) -> Story:
-    """Clients of a correct register, of which some answers are lost; with one stale read near the end if wanted."""
-    chance, story = random.Random(seed), Story()
-    version, value, free = 0, None, [0.0] * clients
-    for number in range(count):
-        client = min(range(clients), key=free.__getitem__)
-        at = free[client]
-        took = chance.uniform(0.5, 1.0)
-        free[client] = at + took + chance.random()
-        behind = stale and number == count - 5
-        if chance.random() < 0.4 or behind:
-            story.add(
-                "read", at=at, took=took, answered={"version": version - 9, "value": None} if behind else
-                {"version": version, "value": value},
-            )  # fmt: skip
-            continue
-        happens, known = chance.random() < 0.9, chance.random() < 0.95
-        version, value = (version + 1, number) if happens or known else (version, value)
-        story.write(number, version if known else None, OK if known else INFO, at=at, took=took)
-    return story
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_long_histories_of_a_correct_register_pass_and_one_stale_read_among_them_does_not(seed: int) -> None:
-    # Answers are drawn at the moment of the question, in order of the questions: such an order explains them.
-    assert verdict(simulated(seed, 2000, 8, stale=False)).verdict == LINEARIZABLE
-    assert verdict(simulated(seed, 2000, 8, stale=True)).verdict == VIOLATION
+    operations = history(seed, 2000, clients=8)
+    assert check_one("image", operations, Register()).verdict == LINEARIZABLE
+    assert check_one("image", with_stale_read(operations), Register()).verdict == VIOLATION

@@ -26,6 +26,7 @@ from ops.soak import peers
 from ops.soak.outcome import Outcome
 from ops.soak.uplink import Clients
 from ops.soak.watch import anonymous_bytes
+from zonegw import usage
 from zonegw.catalogue import Catalogue
 from zonegw.id_pool import IdPool
 from zonegw.identity import Identity
@@ -158,6 +159,8 @@ def _fill(base: Path, writes: int, limits: Limits) -> None:
     request = Request(Identity(USER, PROJECT, frozenset({"member"})))
     began = time.monotonic()
     try:
+        with store.transaction() as txn:
+            usage.begin(txn, ())  # as a gateway does at its first start
         for first in range(0, writes, _BATCH):
             with store.transaction(grows=True) as txn:
                 for number in range(first, min(first + _BATCH, writes)):

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from chaos.links import Mode
@@ -90,23 +91,23 @@ async def run(rounds: int = ROUNDS) -> Outcome:
         async with ImagesApi(cluster.zones[ZONE]) as api:
             clients = Clients(api)
             await clients.phase("warm-up", PHASE_S / 2)
-            for _ in range(rounds):
-                await _round(cluster, clients, outcome)
-        _compare(clients.samples, outcome)
+            for number in range(rounds):
+                await _round(cluster, clients, outcome, number)
+        _compare(clients.samples, outcome, rounds)
         await _start_behind_slow_links(cluster, outcome)
     return outcome
 
 
-async def _round(cluster: Cluster, clients: Clients, outcome: Outcome) -> None:
-    await clients.phase(QUIET, PHASE_S)
+async def _round(cluster: Cluster, clients: Clients, outcome: Outcome, number: int) -> None:
+    await clients.phase(f"{QUIET} {number}", PHASE_S)
     await asyncio.to_thread(_delay, cluster, ONE_WAY_MS)
     await clients.phase("changing", _SETTLE_S)
-    await clients.phase(SLOW, PHASE_S)
+    await clients.phase(f"{SLOW} {number}", PHASE_S)
     state = (cluster.gateway_status(GATEWAY) or {}).get("state")
     outcome.require(state != "degraded", f"a round trip of {2 * ONE_WAY_MS} ms counts as a dead uplink")
     await asyncio.to_thread(_cut, cluster, "blackhole")
     await clients.phase("changing", _SETTLE_S)
-    await clients.phase(DEAD, PHASE_S)
+    await clients.phase(f"{DEAD} {number}", PHASE_S)
     await asyncio.to_thread(_heal, cluster)
     # What was queued meanwhile drains before the next quiet phase.
     outcome.require(await asyncio.to_thread(_online, cluster), "the zone did not come online after it was healed")
@@ -150,13 +151,16 @@ async def _start_behind_slow_links(cluster: Cluster, outcome: Outcome) -> None:
     outcome.require(online, f"a gateway started {2 * ONE_WAY_MS} ms away from the registry did not come online")
 
 
-def _compare(samples: Samples, outcome: Outcome) -> None:
+def _compare(samples: Samples, outcome: Outcome, rounds: int) -> None:
+    """Of all rounds together, and of each by itself: a pause of the disk spoils the round that it falls into."""
     for method in ("POST", "GET"):
         p99 = {}
         for phase in (QUIET, SLOW, DEAD):
-            named = quantiles_ms(samples.took[phase, method])
+            took = [samples.took[f"{phase} {number}", method] for number in range(rounds)]
+            named = quantiles_ms(list(chain.from_iterable(took)))
             p99[phase] = named["p99_ms"]
             outcome.figures |= {f"{method}_{phase}_{name}": value for name, value in named.items()}
+            outcome.figures[f"{method}_{phase}_p99_ms_by_round"] = [quantiles_ms(one)["p99_ms"] for one in took]
         for phase in (SLOW, DEAD):
             ratio = p99[phase] / p99[QUIET]
             outcome.figures[f"{method}_{phase}_ratio"] = round(ratio, 2)

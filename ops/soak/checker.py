@@ -74,7 +74,7 @@ def history(seed: int, count: int, clients: int, images: int = 1) -> list[Operat
 
 
 def with_stale_read(operations: list[Operation]) -> list[Operation]:
-    """The same, the last read answered as an earlier one of its image was, which was true then and can't be any more."""
+    """The same, the last read answered as an earlier one of its image was, which is true no more."""
     reads = [one for one in operations if one.kind == "read"]
     last = reads[-1]
     newest = last.answered["version"] - STALE_BY
